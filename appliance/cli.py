@@ -1,0 +1,59 @@
+"""The verbs. Each is a few lines over a function elsewhere, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliance.errors import ApplianceError
+from appliance.version import __version__
+
+app = typer.Typer(
+    name="appliance",
+    help="Train a language model, prove it, serve it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+recipe_app = typer.Typer(help="Check recipes.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(data_app, name="data")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.")]
+
+
+def show_version(value: bool) -> None:
+    """Print the version and leave."""
+    if value:
+        typer.echo(f"appliance {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Train a language model, prove it, serve it."""
+
+
+def main() -> None:
+    """Run a verb; show errors as a message and a hint, never as a traceback."""
+    try:
+        app()
+    except ApplianceError as error:
+        typer.secho(f"error: {error.message}", fg="red", err=True)
+        if error.hint:
+            typer.echo(error.hint, err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

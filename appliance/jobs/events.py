@@ -1,0 +1,54 @@
+"""What a stage says while it works: one JSON object a line, appended to the job's events.jsonl.
+
+Kinds and their fields, besides `time` (seconds since the epoch) and `stage`:
+
+    progress  done, total, unit, and where known loss, tokens_per_second, seconds_left
+    metric    name, value
+    note      text
+    warning   text
+    table     title, columns, rows
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Events:
+    """Appends events of one stage to a file. Each line is written by one `write` call."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path = path
+        self.stage = stage
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Append one event."""
+        event = {"time": time.time(), "stage": self.stage, "kind": kind, **fields}
+        line = json.dumps(event, ensure_ascii=False, default=str) + "\n"
+        with self.path.open("ab", buffering=0) as stream:
+            stream.write(line.encode())
+
+    def progress(self, done: int, total: int, unit: str, **fields: float) -> None:
+        """How far the stage is."""
+        self.emit("progress", done=done, total=total, unit=unit, **fields)
+
+    def metric(self, name: str, value: float) -> None:
+        """One figure that is worth keeping."""
+        self.emit("metric", name=name, value=value)
+
+    def note(self, text: str) -> None:
+        """One line for the reader."""
+        self.emit("note", text=text)
+
+    def warning(self, text: str) -> None:
+        """One line that the reader should not miss."""
+        self.emit("warning", text=text)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A small table for the reader."""
+        self.emit("table", title=title, columns=list(columns), rows=[list(r) for r in rows])
