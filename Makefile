@@ -36,8 +36,9 @@ check: dev
 lock:
 	@scripts/lock
 
-protos: dev
+protos:
+	@scripts/setup protos
 	@scripts/protos
 
 clean:
-	rm -rf .venv .venv-peers
+	rm -rf .venv .venv-peers .venv-protos
