@@ -1,10 +1,10 @@
 """Where the appliance keeps what it makes: `$APPLIANCE_HOME`, else `~/.appliance`.
 
-    jobs.sqlite        the store
-    jobs/ID/           log.txt, events.jsonl, recipe.yaml of one job
-    artifacts/STAGE/FINGERPRINT/   what a stage published; FINGERPRINT.partial while it works
-    bundles/NAME       link to the newest bundle of that name (an artifact of `verify`)
-    deployments/NAME/  log.txt of the serving process
+jobs.sqlite        the store
+jobs/ID/           log.txt, events.jsonl, recipe.yaml of one job
+artifacts/STAGE/FINGERPRINT/   what a stage published; FINGERPRINT.partial while it works
+bundles/NAME       link to the newest bundle of that name (an artifact of `verify`)
+deployments/NAME/  log.txt of the serving process
 """
 
 from __future__ import annotations

@@ -54,7 +54,9 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
             {"name": recipe.name, "recipe": {**r, "serve": served}},
         ),
         PlannedStage(
-            "deploy", ("verify",), {"serve": {**r["serve"], "name": recipe.serve.name or recipe.name}}
+            "deploy",
+            ("verify",),
+            {"serve": {**r["serve"], "name": recipe.serve.name or recipe.name}},
         ),
     )
     return Plan(recipe.name, devices, stages)
