@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from appliance.errors import ApplianceError, Interrupted
+from appliance.errors import ApplianceError, Interrupted, UserError
 from appliance.jobs.artifacts import Stage
 
 LIFELINE = "APPLIANCE_LIFELINE"
@@ -21,7 +21,15 @@ GRACE_SECONDS = 10.0  # between being asked to stop and being made to
 
 
 def run_stage(work: Callable[[Stage], None]) -> NoReturn:
-    """Run `work` on the stage whose stage.json is the only argument; leave with its exit code.
+    """Run `work` on the stage whose stage.json is the only argument, under the stage's lock.
+
+    `work` must not call `stage.open()` itself. Exit codes as `run_program` says.
+    """
+    run_program(lambda: _work_on_stage(work))
+
+
+def run_program(work: Callable[[], None]) -> NoReturn:
+    """Run `work`, then leave with its exit code; for processes that do not take a stage's lock.
 
     An ApplianceError ends with its own code, message and hint on stderr, any other error with 70
     and a traceback. SIGTERM and Ctrl-C raise Interrupted (130) in the main thread. Where the
@@ -31,17 +39,20 @@ def run_stage(work: Callable[[Stage], None]) -> NoReturn:
     signal.signal(signal.SIGINT, _interrupt)
     if os.environ.get(LIFELINE) == "1":
         threading.Thread(target=_hold_lifeline, daemon=True).start()
-    sys.exit(_run(work))
+    sys.exit(_exit_code(work))
 
 
-def _run(work: Callable[[Stage], None]) -> int:
+def _work_on_stage(work: Callable[[Stage], None]) -> None:
+    if len(sys.argv) != 2:
+        raise UserError(f"usage: python -m {_module()} STAGE_JSON")
+    stage = Stage.read(Path(sys.argv[1]))
+    with stage.open():
+        work(stage)
+
+
+def _exit_code(work: Callable[[], None]) -> int:
     try:
-        if len(sys.argv) != 2:
-            print(f"usage: python -m {_module()} STAGE_JSON", file=sys.stderr)
-            return 2
-        stage = Stage.read(Path(sys.argv[1]))
-        with stage.open():
-            work(stage)
+        work()
     except ApplianceError as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
