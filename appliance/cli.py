@@ -44,6 +44,29 @@ def root(
     """Train a language model, prove it, serve it."""
 
 
+@app.command()
+def doctor(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also start Paddle and the engines (about 20 s).")
+    ] = False,
+) -> None:
+    """Say what this machine has, what is missing and how to mend it.
+
+    Exits 1 where something is missing without which nothing can be trained or served.
+    """
+    from appliance.doctor import examine
+
+    signs = {"ok": ("✓", "green"), "note": ("!", "yellow"), "missing": ("✗", "red")}
+    missing = False
+    for finding in examine(deep=deep):
+        sign, colour = signs[finding.state]
+        missing |= finding.state == "missing"
+        typer.echo(f"{typer.style(sign, fg=colour)} {finding.subject}: {finding.found}")
+        if finding.remedy:
+            typer.echo(f"    {finding.remedy}")
+    raise typer.Exit(int(missing))
+
+
 def main() -> None:
     """Run a verb; show errors as a message and a hint, never as a traceback."""
     try:

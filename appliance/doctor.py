@@ -1,0 +1,170 @@
+"""`appliance doctor`: what this machine has, what is missing, how to mend it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from appliance.home import home
+from appliance.machine import GIB, Machine, measure
+
+State = Literal["ok", "note", "missing"]
+
+MIN_MEMORY = 8 * GIB  # the quickstart's training holds about 5 GiB
+MIN_DISK = 10 * GIB  # the quickstart's artifacts take about 4 GiB
+IMPORT_DEADLINE = 180.0  # seconds; a cold disk takes half a minute
+
+PADDLE_PROBE = """
+import warnings; warnings.filterwarnings("ignore")
+import paddle, paddlenlp
+x = paddle.ones([2, 3]) @ paddle.ones([3, 2])
+assert float(x[0, 0]) == 3.0
+print(f"computes on {paddle.device.get_device()}")
+"""
+ENGINE_PROBES = {
+    "fastdeploy": "import fastdeploy; fastdeploy.RuntimeOption(); print('loads')",
+    "onnxruntime": "import onnxruntime as o; print(', '.join(o.get_available_providers()))",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report. `remedy` is empty where nothing need be done."""
+
+    subject: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def examine(*, deep: bool = False) -> Iterator[Finding]:
+    """Look at the machine. `deep` also starts Paddle and the engines (about 20 seconds)."""
+    machine = measure(home())
+    yield python()
+    yield from packages(machine)
+    yield from hardware(machine)
+    if deep:
+        yield probe("Paddle computes", PADDLE_PROBE)
+        for name, code in ENGINE_PROBES.items():
+            if importlib.util.find_spec(name):
+                yield probe(f"{name} loads", code)
+
+
+def python() -> Finding:
+    """Which Python, and what follows for the engines."""
+    found = f"{platform.python_version()}, {platform.machine()}, {platform.system()}"
+    if sys.version_info[:2] == (3, 10) and platform.machine() == "x86_64":
+        return Finding("Python", "ok", found)
+    return Finding(
+        "Python",
+        "note",
+        found,
+        "FastDeploy 1.0.7 has wheels for Python 3.10 on x86-64 alone: "
+        "use `engine: onnxruntime` in recipes, or set up again with Python 3.10.",
+    )
+
+
+def version(package: str) -> str | None:
+    """The installed version of a distribution, without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def packages(machine: Machine) -> Iterator[Finding]:
+    """The libraries that stages and engines stand on."""
+    mend = "Run `make setup`."
+    gpu, cpu = version("paddlepaddle-gpu"), version("paddlepaddle")
+    if gpu:
+        yield Finding("Paddle", "ok", f"paddlepaddle-gpu {gpu}")
+    elif cpu and machine.cards:
+        yield Finding(
+            "Paddle",
+            "note",
+            f"paddlepaddle {cpu}: the CPU build, though there are cards",
+            "Install requirements/gpu-cu118.txt (docs/verified.md says how).",
+        )
+    elif cpu:
+        yield Finding("Paddle", "ok", f"paddlepaddle {cpu} (CPU)")
+    else:
+        yield Finding("Paddle", "missing", "not installed: nothing can be trained", mend)
+    for package in ("paddlenlp", "paddle2onnx", "onnxruntime"):
+        found = version(package)
+        if found:
+            yield Finding(package, "ok", found)
+        else:
+            yield Finding(package, "missing", "not installed", mend)
+    fastdeploy = version("fastdeploy-python") or version("fastdeploy-gpu-python")
+    if fastdeploy:
+        yield Finding("FastDeploy", "ok", fastdeploy)
+    else:
+        yield Finding(
+            "FastDeploy", "note", "not installed", "Use `engine: onnxruntime` in recipes."
+        )
+
+
+def hardware(machine: Machine) -> Iterator[Finding]:
+    """Cards, cores, memory and disk."""
+    if machine.cards:
+        names = ", ".join(f"{card.name} {card.memory / GIB:.0f} GiB" for card in machine.cards)
+        yield Finding("Cards", "ok", names)
+    else:
+        yield Finding(
+            "Cards",
+            "note",
+            "no NVIDIA card or no driver: small models are trained on the CPU",
+            "With cards in this machine: `nvidia-smi` must list them.",
+        )
+    yield Finding("Cores", "ok", f"{machine.cores}, {processor()}")
+    yield at_least("Memory", machine.memory, MIN_MEMORY, "Smaller batches need less.")
+    yield at_least(
+        f"Disk at {home()}",
+        machine.disk_free,
+        MIN_DISK,
+        "Set APPLIANCE_HOME to a folder on a larger disk.",
+    )
+
+
+def processor() -> str:
+    """The processor's name as Linux tells it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown processor"
+
+
+def at_least(subject: str, have: int, need: int, remedy: str) -> Finding:
+    """Compare bytes that are there with bytes that the quickstart needs."""
+    found = f"{have / GIB:.1f} GiB"
+    if have >= need:
+        return Finding(subject, "ok", found)
+    return Finding(subject, "note", f"{found}: the quickstart wants {need / GIB:.0f} GiB", remedy)
+
+
+def probe(subject: str, code: str) -> Finding:
+    """Run a few lines in a Python of their own and report what they say."""
+    environment = {**os.environ, "MKL_DEBUG_CPU_TYPE": "5", "HF_HUB_OFFLINE": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=IMPORT_DEADLINE,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(subject, "missing", f"no answer in {IMPORT_DEADLINE:.0f} s", "Try again.")
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    last = lines[-1] if lines else f"exit {done.returncode}"
+    if done.returncode == 0:
+        return Finding(subject, "ok", last)
+    return Finding(subject, "missing", last, "Run `make clean setup`.")
