@@ -5,6 +5,7 @@
     │   ├── RecipeError           a recipe's fields, all at once
     │   ├── DataError             a data file, with its line
     │   ├── ModelError            a base model that cannot be read or does not fit
+    │   ├── ChatError             a conversation that the model's chat template refuses
     │   ├── BundleError           a bundle that is not whole
     │   │   └── SealError         a file of it was changed after sealing
     │   ├── JobError              a job that is unknown, busy or in the wrong state
@@ -55,6 +56,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A base model cannot be read, or does not fit the recipe."""
+
+
+class ChatError(UserError):
+    """The model's chat template refuses a conversation."""
 
 
 class BundleError(UserError):
