@@ -1,0 +1,89 @@
+"""Processes of ours: told apart from later ones with the same number, found again, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+KILL_WAIT = 5.0  # seconds for the kernel to take a killed process away
+
+
+@cache
+def world() -> str:
+    """What process numbers of this boot and this PID namespace have in common."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+
+
+def mark(pid: int) -> str | None:
+    """What tells a process from any other that ever had its number; None where none lives.
+
+    The start time is field 22 of proc_pid_stat(5), in clock ticks since boot: unlike a time of
+    day it does not move when the clock is set.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return None if fields[0] in "ZX" else f"{world()}/{fields[19]}"
+
+
+def lives(pid: int | None, known: str | None) -> bool:
+    """Whether the process that was marked `known` still lives."""
+    return pid is not None and known is not None and mark(pid) == known
+
+
+def surely_gone(pid: int | None, known: str | None) -> bool:
+    """Whether a process of this boot and PID namespace is gone; False where one cannot know."""
+    ours = known is not None and known.startswith(world() + "/")
+    return ours and not lives(pid, known)
+
+
+def carrying(variable: str, value: str) -> list[psutil.Process]:
+    """The living processes, this one aside, whose environment says `variable=value`.
+
+    A child inherits its parent's environment, so this finds workers that outlived their parent
+    or left its process group, and needs no record of them.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.environ().get(variable) == value:
+                found.append(process)
+    return found
+
+
+def end(victims: Sequence[psutil.Process], grace: float) -> None:
+    """Ask processes to end; kill those that have not after `grace` seconds."""
+    for process in victims:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(victims, timeout=grace)
+    for process in stubborn:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=KILL_WAIT)
+
+
+def end_marked(pid: int | None, known: str | None, grace: float) -> bool:
+    """End the process that was marked `known`, if it lives; whether it did."""
+    if pid is None or not lives(pid, known):
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        end([psutil.Process(pid)], grace)
+    return True
+
+
+def signal_group(pid: int, number: signal.Signals) -> None:
+    """Send a signal to the process group that `pid` leads, if it still exists."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
