@@ -96,7 +96,11 @@ class Stage:
         return lock
 
     def publish(self, metrics: Mapping[str, Any] | None = None) -> None:
-        """Seal the output folder with a manifest and give it its final name by one rename."""
+        """Seal the output folder with a manifest and give it its final name by one rename.
+
+        Where the artifact was published meanwhile, that one stays: the same fingerprint means the
+        same content.
+        """
         shutil.rmtree(self.scratch, ignore_errors=True)
         write_json(
             self.output / MANIFEST,
@@ -111,8 +115,22 @@ class Stage:
                 "files": list_files(self.output),
             },
         )
+        sync_tree(self.output)
+        if self.final.exists():
+            shutil.rmtree(self.output)
+            return
         os.rename(self.output, self.final)
         sync_folder(self.final.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring all files below `folder`, and their names, to the disk."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -131,6 +149,18 @@ def read_manifest(artifact: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise StageError(f"no published artifact at {artifact}") from None
     return manifest
+
+
+def is_whole(artifact: Path) -> bool:
+    """Whether an artifact is published and has all its files, by their sizes."""
+    try:
+        files = read_manifest(artifact)["files"]
+    except (StageError, ValueError, KeyError):
+        return False
+    return all(
+        (artifact / name).is_file() and (artifact / name).stat().st_size == entry["size"]
+        for name, entry in files.items()
+    )
 
 
 def stage_fingerprint(

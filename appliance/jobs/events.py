@@ -7,6 +7,7 @@ Kinds and their fields, besides `time` (seconds since the epoch) and `stage`:
     note      text
     warning   text
     table     title, columns, rows
+    error     type, message, hint: the stage ends with this error; nothing follows
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from appliance.errors import ApplianceError
 
 
 class Events:
@@ -52,3 +55,7 @@ class Events:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A small table for the reader."""
         self.emit("table", title=title, columns=list(columns), rows=[list(r) for r in rows])
+
+    def error(self, error: ApplianceError) -> None:
+        """Why the stage ends; the controller shows it as it stands."""
+        self.emit("error", type=type(error).__name__, message=error.message, hint=error.hint)

@@ -46,8 +46,14 @@ def _work_on_stage(work: Callable[[Stage], None]) -> None:
     if len(sys.argv) != 2:
         raise UserError(f"usage: python -m {_module()} STAGE_JSON")
     stage = Stage.read(Path(sys.argv[1]))
-    with stage.open():
-        work(stage)
+    try:
+        with stage.open():
+            work(stage)
+    except Interrupted:
+        raise
+    except ApplianceError as error:
+        stage.events.error(error)
+        raise
 
 
 def _exit_code(work: Callable[[], None]) -> int:
