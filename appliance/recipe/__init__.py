@@ -1,0 +1,27 @@
+"""The recipe: the only input that a user writes, checked whole before anything runs."""
+
+from appliance.recipe.schema import (
+    DataFormat,
+    DataSection,
+    ExportSection,
+    Method,
+    ModelSection,
+    Recipe,
+    ServeSection,
+    Shape,
+    TokenizerTraining,
+    TrainSection,
+)
+
+__all__ = [
+    "DataFormat",
+    "DataSection",
+    "ExportSection",
+    "Method",
+    "ModelSection",
+    "Recipe",
+    "ServeSection",
+    "Shape",
+    "TokenizerTraining",
+    "TrainSection",
+]
