@@ -1,4 +1,4 @@
-"""The one table of a request's errors: what each is called in REST, in gRPC and in OpenAI's words."""
+"""The one table of a request's errors: what REST, gRPC and OpenAI's clients call each."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def message_of(error: BaseException) -> str:
     """What the client is told: what is wrong and what to do. A defect's details stay in the log."""
     if not isinstance(error, RequestError):
         return DEFECT_MESSAGE
-    return f"{error.message} {error.hint}".strip()
+    return ". ".join(part.rstrip(".") for part in (error.message, error.hint) if part) + "."
 
 
 def param_of(error: BaseException) -> str | None:

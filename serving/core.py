@@ -1,0 +1,192 @@
+"""The one path of a request: validate, render, admit, generate, decode, stop, count.
+
+The doors turn their protocol's messages into the shapes of `serving.requests` and the answer's
+pieces back; everything that an answer depends on is here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from appliance.bundle.read import Bundle
+from appliance.errors import (
+    ChatError,
+    InvalidRequest,
+    ModelError,
+    ModelNotFound,
+    PromptTooLong,
+    RequestError,
+)
+from serving.answer import Choice, Delta, Usage, interleave
+from serving.requests import (
+    DEFAULT_COMPLETION_TOKENS,
+    ChatRequest,
+    CompletionRequest,
+    SamplingFields,
+)
+from serving.scheduler import Request, Scheduler
+
+
+class Answer:
+    """What a request gets: iterate once for its pieces. Ends its generations when left early."""
+
+    def __init__(self, kind: str, model: str, prompt_tokens: int, choices: list[Choice]) -> None:
+        self.id = f"{kind}-{uuid.uuid4().hex}"
+        self.model = model
+        self.created = int(time.time())
+        """Seconds since 1970."""
+        self._prompt_tokens = prompt_tokens
+        self._choices = choices
+
+    def __iter__(self) -> Iterator[Delta]:
+        """Pieces of all choices as they come. Raises a RequestError where the answer breaks off."""
+        try:
+            yield from interleave(self._choices)
+        finally:
+            self.cancel()
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far; final when the pieces are."""
+        return Usage(self._prompt_tokens, sum(choice.tokens for choice in self._choices))
+
+    @property
+    def size(self) -> int:
+        """Number of choices."""
+        return len(self._choices)
+
+    def cancel(self) -> None:
+        """End what still runs; from any thread, at any time, more than once."""
+        for choice in self._choices:
+            choice.cancel()
+
+
+class Core:
+    """A bundle with a scheduler, answering requests; safe to share between threads."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        scheduler: Scheduler,
+        *,
+        name: str,
+        max_length: int,
+        request_timeout: float,
+    ) -> None:
+        self.name = name
+        self.created = int(time.time())
+        self.max_length = max_length
+        """Longest prompt and answer together, in tokens."""
+        self.fingerprint = f"fp_{str(bundle.manifest['seal'])[:12]}"
+        """Names the sealed bundle, so that a client sees when another model answers."""
+        self._tokenizer = bundle.tokenizer
+        self._vocab_size = bundle.graph.vocab_size
+        self._stop_ids = bundle.eos_ids
+        self._scheduler = scheduler
+        self._timeout = request_timeout
+        self._closing = threading.Event()
+
+    def chat(self, request: ChatRequest) -> Answer:
+        """Answer a conversation.
+
+        Raises, before anything is generated, InvalidRequest, PromptTooLong, ModelNotFound or
+        Overloaded.
+        """
+        messages = [m.model_dump(exclude_none=True) for m in request.messages]
+        try:
+            text = self._tokenizer.render(messages, add_generation_prompt=True)
+        except (ChatError, ModelError) as error:
+            raise InvalidRequest(error.message, hint=error.hint, param="messages") from error
+        prompt = tuple(self._tokenizer.encode(text))
+        tokens = self._budget(len(prompt), request.max_new_tokens, "messages")
+        return self._answer("chatcmpl", request, [(prompt, tokens)])
+
+    def complete(self, request: CompletionRequest) -> Answer:
+        """Continue each prompt; choice `i * n + j` is the answer `j` to the prompt `i`.
+
+        Raises as `chat` does.
+        """
+        wanted = request.max_new_tokens or DEFAULT_COMPLETION_TOKENS
+        prompts = [self._ids(prompt) for prompt in request.prompt]
+        budgets = [self._budget(len(prompt), wanted, "prompt") for prompt in prompts]
+        return self._answer("cmpl", request, list(zip(prompts, budgets, strict=True)))
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFound unless `name` is the served model's, or None."""
+        if name is not None and name != self.name:
+            raise ModelNotFound(
+                f"the model {name!r} is not served here",
+                hint=f"Ask for {self.name!r}",
+                param="model",
+            )
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken and the engine works."""
+        return not self._closing.is_set() and self._scheduler.healthy
+
+    def stats(self) -> dict[str, Any]:
+        """The scheduler's counts."""
+        return self._scheduler.stats()
+
+    def close(self, *, drain: float) -> None:
+        """Refuse new requests, give running ones `drain` seconds, end the rest."""
+        self._closing.set()
+        self._scheduler.close(drain=drain)
+
+    def _ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            ids = (*self._tokenizer.prefix_ids, *self._tokenizer.encode(prompt))
+        else:
+            ids = tuple(prompt)
+            self._check_ids(ids, "prompt")
+        if not ids:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        return ids
+
+    def _check_ids(self, ids: Sequence[int], param: str) -> None:
+        wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"{param}: the model has no token {wrong}",
+                hint=f"Token ids are 0 to {self._vocab_size - 1}",
+                param=param,
+            )
+
+    def _budget(self, prompt: int, wanted: int | None, param: str) -> int:
+        """Most tokens of the answer: what is wanted, else what the context leaves."""
+        left = self.max_length - prompt
+        if left < max(1, wanted or 0):
+            asked = f" and {wanted} for the answer" if wanted else ""
+            raise PromptTooLong(
+                f"the model's context is {self.max_length} tokens; this request has {prompt} in "
+                f"its {param}{asked}",
+                hint=f"Shorten the {param}" + (", or ask for a shorter answer" if wanted else ""),
+                param=param,
+            )
+        return wanted or left
+
+    def _answer(
+        self, kind: str, request: SamplingFields, prompts: list[tuple[tuple[int, ...], int]]
+    ) -> Answer:
+        self.check_model(request.model)
+        self._check_ids(tuple(request.logit_bias), "logit_bias")
+        wanted = [
+            Request(prompt, tokens, self._stop_ids, request.sampling(choice), self._timeout)
+            for prompt, tokens in prompts
+            for choice in range(request.n)
+        ]
+        choices: list[Choice] = []
+        try:
+            for index, one in enumerate(wanted):
+                generation = self._scheduler.submit(one)
+                choices.append(Choice(index, generation, self._tokenizer, request.stop))
+        except RequestError:
+            for choice in choices:
+                choice.cancel()
+            raise
+        return Answer(kind, self.name, sum(len(prompt) for prompt, _ in prompts), choices)
