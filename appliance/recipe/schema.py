@@ -93,6 +93,9 @@ class DataSection(Section):
     max_length: int = Field(default=1024, ge=8)
     """Longest example, in tokens; longer ones are cut, counted and reported."""
 
+    deduplicate: bool = True
+    """Train once on conversations that are repeated word for word; the others are counted."""
+
     system: str | None = None
     """System message put before conversations that have none."""
 
