@@ -23,6 +23,8 @@ recipe_app = typer.Typer(help="Check recipes.", no_args_is_help=True)
 data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
+bundle_app = typer.Typer(help="Check bundles.", no_args_is_help=True)
+app.add_typer(bundle_app, name="bundle")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.")]
 
@@ -65,6 +67,26 @@ def doctor(
         if finding.remedy:
             typer.echo(f"    {finding.remedy}")
     raise typer.Exit(int(missing))
+
+
+@bundle_app.command("check")
+def bundle_check(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A bundle.")],
+) -> None:
+    """Read every byte of a bundle and compare it with the seal."""
+    from rich.progress import Progress
+
+    from appliance.bundle.read import open_bundle
+
+    with Progress(disable=not sys.stdout.isatty(), transient=True) as bar:
+        task = bar.add_task("checking", total=None)
+        bundle = open_bundle(
+            folder, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    files = bundle.manifest["files"]
+    size = sum(entry["size"] for entry in files.values())
+    typer.echo(f"{bundle.name}: whole, {len(files)} files, {size / 1e6:,.1f} MB")
+    typer.echo(f"seal {bundle.manifest['seal']}")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,6 +69,22 @@ def fingerprint(value: Any) -> str:
     """The SHA-256, in hex, of a value's canonical JSON: same value, same fingerprint."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def list_files(folder: Path, but: str) -> dict[str, dict[str, Any]]:
+    """Every file below `folder`, `but` one: relative path to SHA-256 and size in bytes."""
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "size": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / but
+    }
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """`manifest` as it reads back from JSON, with its own fingerprint under `seal`."""
+    plain: dict[str, Any] = json.loads(json.dumps({**manifest}))
+    plain.pop("seal", None)
+    return {**plain, "seal": fingerprint(plain)}
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from appliance.errors import JobError, StageError
-from appliance.files import fingerprint, read_json, sha256, sync_folder, write_json
+from appliance.files import fingerprint, list_files, read_json, sealed, sync_folder, write_json
 from appliance.jobs.events import Events
 
 MANIFEST = "manifest.json"
@@ -95,26 +95,31 @@ class Stage:
             ) from None
         return lock
 
-    def publish(self, metrics: Mapping[str, Any] | None = None) -> None:
+    def publish(
+        self,
+        metrics: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
         """Seal the output folder with a manifest and give it its final name by one rename.
+
+        `extra` holds further entries of the manifest, such as a bundle's name and proof.
 
         Where the artifact was published meanwhile, that one stays: the same fingerprint means the
         same content.
         """
         shutil.rmtree(self.scratch, ignore_errors=True)
-        write_json(
-            self.output / MANIFEST,
-            {
-                "stage": self.name,
-                "fingerprint": self.final.name,
-                "job": self.job,
-                "spec": self.spec,
-                "inputs": {name: folder.name for name, folder in self.inputs.items()},
-                "metrics": dict(metrics or {}),
-                "created": time.time(),
-                "files": list_files(self.output),
-            },
-        )
+        manifest = {
+            **(extra or {}),
+            "stage": self.name,
+            "fingerprint": self.final.name,
+            "job": self.job,
+            "spec": self.spec,
+            "inputs": {name: folder.name for name, folder in self.inputs.items()},
+            "metrics": dict(metrics or {}),
+            "created": time.time(),
+            "files": list_files(self.output, MANIFEST),
+        }
+        write_json(self.output / MANIFEST, sealed(manifest))
         sync_tree(self.output)
         if self.final.exists():
             shutil.rmtree(self.output)
@@ -131,15 +136,6 @@ def sync_tree(folder: Path) -> None:
         elif path.is_file():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-
-
-def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file below `folder` but its manifest: relative path to SHA-256 and size in bytes."""
-    return {
-        str(path.relative_to(folder)): {"sha256": sha256(path), "size": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
-    }
 
 
 def read_manifest(artifact: Path) -> dict[str, Any]:
