@@ -6,7 +6,7 @@ import queue
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from appliance.bundle.tokenizer import Tokenizer
@@ -40,6 +40,21 @@ class Delta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+
+
+@dataclass
+class Whole:
+    """One choice put together from its pieces."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Append the next piece."""
+        self.text += delta.text
+        self.logprobs += delta.logprobs
+        self.finish_reason = delta.finish_reason
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from appliance.errors import (
     PromptTooLong,
     RequestError,
 )
-from serving.answer import Choice, Delta, Usage, interleave
+from serving.answer import Choice, Delta, Usage, Whole, interleave
 from serving.requests import (
     DEFAULT_COMPLETION_TOKENS,
     ChatRequest,
@@ -39,6 +39,8 @@ class Answer:
         self.model = model
         self.created = int(time.time())
         """Seconds since 1970."""
+        self.done = False
+        """Whether the answer has ended or was cancelled."""
         self._prompt_tokens = prompt_tokens
         self._choices = choices
 
@@ -48,6 +50,13 @@ class Answer:
             yield from interleave(self._choices)
         finally:
             self.cancel()
+
+    def gather(self) -> list[Whole]:
+        """All choices, whole. Raises what iterating raises."""
+        choices = [Whole() for _ in self._choices]
+        for delta in self:
+            choices[delta.index].add(delta)
+        return choices
 
     @property
     def usage(self) -> Usage:
@@ -61,6 +70,7 @@ class Answer:
 
     def cancel(self) -> None:
         """End what still runs; from any thread, at any time, more than once."""
+        self.done = True
         for choice in self._choices:
             choice.cancel()
 
@@ -74,13 +84,13 @@ class Core:
         scheduler: Scheduler,
         *,
         name: str,
-        max_length: int,
         request_timeout: float,
+        max_length: int | None = None,
     ) -> None:
         self.name = name
         self.created = int(time.time())
-        self.max_length = max_length
-        """Longest prompt and answer together, in tokens."""
+        self.max_length = max_length or bundle.graph.max_length
+        """Longest prompt and answer together, in tokens: the engine's, by default the graph's."""
         self.fingerprint = f"fp_{str(bundle.manifest['seal'])[:12]}"
         """Names the sealed bundle, so that a client sees when another model answers."""
         self._tokenizer = bundle.tokenizer
@@ -96,12 +106,13 @@ class Core:
         Raises, before anything is generated, InvalidRequest, PromptTooLong, ModelNotFound or
         Overloaded.
         """
+        self.check_model(request.model)
         messages = [m.model_dump(exclude_none=True) for m in request.messages]
         try:
             text = self._tokenizer.render(messages, add_generation_prompt=True)
         except (ChatError, ModelError) as error:
             raise InvalidRequest(error.message, hint=error.hint, param="messages") from error
-        prompt = tuple(self._tokenizer.encode(text))
+        prompt = tuple(self._encode(text, "messages"))
         tokens = self._budget(len(prompt), request.max_new_tokens, "messages")
         return self._answer("chatcmpl", request, [(prompt, tokens)])
 
@@ -110,6 +121,7 @@ class Core:
 
         Raises as `chat` does.
         """
+        self.check_model(request.model)
         wanted = request.max_new_tokens or DEFAULT_COMPLETION_TOKENS
         prompts = [self._ids(prompt) for prompt in request.prompt]
         budgets = [self._budget(len(prompt), wanted, "prompt") for prompt in prompts]
@@ -140,13 +152,20 @@ class Core:
 
     def _ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            ids = (*self._tokenizer.prefix_ids, *self._tokenizer.encode(prompt))
+            ids = (*self._tokenizer.prefix_ids, *self._encode(prompt, "prompt"))
         else:
             ids = tuple(prompt)
             self._check_ids(ids, "prompt")
         if not ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
         return ids
+
+    def _encode(self, text: str, param: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"{param}: not valid Unicode: {error}", param=param) from error
+        return self._tokenizer.encode(text)
 
     def _check_ids(self, ids: Sequence[int], param: str) -> None:
         wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
@@ -173,7 +192,6 @@ class Core:
     def _answer(
         self, kind: str, request: SamplingFields, prompts: list[tuple[tuple[int, ...], int]]
     ) -> Answer:
-        self.check_model(request.model)
         self._check_ids(tuple(request.logit_bias), "logit_bias")
         wanted = [
             Request(prompt, tokens, self._stop_ids, request.sampling(choice), self._timeout)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eserving/rpc/v1/appliance.proto\x12\x0c\x61ppliance.v1\"\x9f\x04\n\x07Options\x12\"\n\x15max_completion_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x0e\n\x01n\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x07\x88\x01\x01\x12\x38\n\nlogit_bias\x18\n \x03(\x0b\x32$.appliance.v1.Options.LogitBiasEntry\x12\x11\n\x04seed\x18\x0b \x01(\x03H\x08\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0c \x01(\x05H\t\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x18\n\x16_max_completion_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x04\n\x02_nB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"m\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.appliance.v1.Message\x12&\n\x07options\x18\x03 \x01(\x0b\x32\x15.appliance.v1.Options\"\x8c\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.appliance.v1.TokenIdsH\x00\x12&\n\x07options\x18\x04 \x01(\x0b\x32\x15.appliance.v1.OptionsB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"-\n\x0b\x41lternative\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"_\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12/\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x19.appliance.v1.Alternative\"\x86\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.appliance.v1.FinishReason\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.appliance.v1.TokenLogprob\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\"\x7f\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12%\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x14.appliance.v1.Choice\x12\"\n\x05usage\x18\x05 \x01(\x0b\x32\x13.appliance.v1.Usage\"}\n\x05\x43hunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12$\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x14.appliance.v1.Choice\x12\"\n\x05usage\x18\x05 \x01(\x0b\x32\x13.appliance.v1.Usage\"\x0f\n\rModelsRequest\"8\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\x12\n\nmax_length\x18\x03 \x01(\x05\"5\n\x0eModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.appliance.v1.Model\"C\n\x05\x45rror\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xd6\x02\n\rLanguageModel\x12?\n\x08Generate\x12\x1d.appliance.v1.GenerateRequest\x1a\x14.appliance.v1.Answer\x12\x46\n\x0eGenerateStream\x12\x1d.appliance.v1.GenerateRequest\x1a\x13.appliance.v1.Chunk0\x01\x12\x37\n\x04\x43hat\x12\x19.appliance.v1.ChatRequest\x1a\x14.appliance.v1.Answer\x12>\n\nChatStream\x12\x19.appliance.v1.ChatRequest\x1a\x13.appliance.v1.Chunk0\x01\x12\x43\n\x06Models\x12\x1b.appliance.v1.ModelsRequest\x1a\x1c.appliance.v1.ModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eserving/rpc/v1/appliance.proto\x12\x0c\x61ppliance.v1\"\x9f\x04\n\x07Options\x12\"\n\x15max_completion_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x0e\n\x01n\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x07\x88\x01\x01\x12\x38\n\nlogit_bias\x18\n \x03(\x0b\x32$.appliance.v1.Options.LogitBiasEntry\x12\x11\n\x04seed\x18\x0b \x01(\x03H\x08\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0c \x01(\x05H\t\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x18\n\x16_max_completion_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x04\n\x02_nB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"m\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.appliance.v1.Message\x12&\n\x07options\x18\x03 \x01(\x0b\x32\x15.appliance.v1.Options\"\x8c\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.appliance.v1.TokenIdsH\x00\x12&\n\x07options\x18\x04 \x01(\x0b\x32\x15.appliance.v1.OptionsB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\":\n\x0b\x41lternative\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x0b\n\x03raw\x18\x03 \x01(\x0c\"l\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12/\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x19.appliance.v1.Alternative\x12\x0b\n\x03raw\x18\x04 \x01(\x0c\"\x86\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.appliance.v1.FinishReason\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.appliance.v1.TokenLogprob\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\"\x7f\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12%\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x14.appliance.v1.Choice\x12\"\n\x05usage\x18\x05 \x01(\x0b\x32\x13.appliance.v1.Usage\"}\n\x05\x43hunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12$\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x14.appliance.v1.Choice\x12\"\n\x05usage\x18\x05 \x01(\x0b\x32\x13.appliance.v1.Usage\"\x0f\n\rModelsRequest\"8\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\x12\n\nmax_length\x18\x03 \x01(\x05\"5\n\x0eModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.appliance.v1.Model\"C\n\x05\x45rror\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xd6\x02\n\rLanguageModel\x12?\n\x08Generate\x12\x1d.appliance.v1.GenerateRequest\x1a\x14.appliance.v1.Answer\x12\x46\n\x0eGenerateStream\x12\x1d.appliance.v1.GenerateRequest\x1a\x13.appliance.v1.Chunk0\x01\x12\x37\n\x04\x43hat\x12\x19.appliance.v1.ChatRequest\x1a\x14.appliance.v1.Answer\x12>\n\nChatStream\x12\x19.appliance.v1.ChatRequest\x1a\x13.appliance.v1.Chunk0\x01\x12\x43\n\x06Models\x12\x1b.appliance.v1.ModelsRequest\x1a\x1c.appliance.v1.ModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPTIONS_LOGITBIASENTRY']._loaded_options = None
   _globals['_OPTIONS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1732
-  _globals['_FINISHREASON']._serialized_end=1827
+  _globals['_FINISHREASON']._serialized_start=1758
+  _globals['_FINISHREASON']._serialized_end=1853
   _globals['_OPTIONS']._serialized_start=49
   _globals['_OPTIONS']._serialized_end=592
   _globals['_OPTIONS_LOGITBIASENTRY']._serialized_start=388
@@ -48,25 +48,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=890
   _globals['_TOKENIDS']._serialized_end=913
   _globals['_ALTERNATIVE']._serialized_start=915
-  _globals['_ALTERNATIVE']._serialized_end=960
-  _globals['_TOKENLOGPROB']._serialized_start=962
-  _globals['_TOKENLOGPROB']._serialized_end=1057
-  _globals['_CHOICE']._serialized_start=1060
-  _globals['_CHOICE']._serialized_end=1194
-  _globals['_USAGE']._serialized_start=1196
-  _globals['_USAGE']._serialized_end=1275
-  _globals['_ANSWER']._serialized_start=1277
-  _globals['_ANSWER']._serialized_end=1404
-  _globals['_CHUNK']._serialized_start=1406
-  _globals['_CHUNK']._serialized_end=1531
-  _globals['_MODELSREQUEST']._serialized_start=1533
-  _globals['_MODELSREQUEST']._serialized_end=1548
-  _globals['_MODEL']._serialized_start=1550
-  _globals['_MODEL']._serialized_end=1606
-  _globals['_MODELSRESPONSE']._serialized_start=1608
-  _globals['_MODELSRESPONSE']._serialized_end=1661
-  _globals['_ERROR']._serialized_start=1663
-  _globals['_ERROR']._serialized_end=1730
-  _globals['_LANGUAGEMODEL']._serialized_start=1830
-  _globals['_LANGUAGEMODEL']._serialized_end=2172
+  _globals['_ALTERNATIVE']._serialized_end=973
+  _globals['_TOKENLOGPROB']._serialized_start=975
+  _globals['_TOKENLOGPROB']._serialized_end=1083
+  _globals['_CHOICE']._serialized_start=1086
+  _globals['_CHOICE']._serialized_end=1220
+  _globals['_USAGE']._serialized_start=1222
+  _globals['_USAGE']._serialized_end=1301
+  _globals['_ANSWER']._serialized_start=1303
+  _globals['_ANSWER']._serialized_end=1430
+  _globals['_CHUNK']._serialized_start=1432
+  _globals['_CHUNK']._serialized_end=1557
+  _globals['_MODELSREQUEST']._serialized_start=1559
+  _globals['_MODELSREQUEST']._serialized_end=1574
+  _globals['_MODEL']._serialized_start=1576
+  _globals['_MODEL']._serialized_end=1632
+  _globals['_MODELSRESPONSE']._serialized_start=1634
+  _globals['_MODELSRESPONSE']._serialized_end=1687
+  _globals['_ERROR']._serialized_start=1689
+  _globals['_ERROR']._serialized_end=1756
+  _globals['_LANGUAGEMODEL']._serialized_start=1856
+  _globals['_LANGUAGEMODEL']._serialized_end=2198
 # @@protoc_insertion_point(module_scope)

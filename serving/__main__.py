@@ -1,0 +1,5 @@
+"""`python -m serving BUNDLE`."""
+
+from serving.server import main
+
+main()

@@ -1,0 +1,197 @@
+"""One process that serves a bundle: both doors over one core, until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.bundle.read import Bundle, open_bundle
+from appliance.errors import ApplianceError, DeployError
+from serving.core import Core
+from serving.engine import load_engine
+from serving.rest.door import RestDoor
+from serving.rpc.door import RpcDoor
+from serving.scheduler import Scheduler
+
+DRAIN = 30.0
+"""Seconds that running requests get to end after SIGTERM."""
+
+FLUSH = 2.0
+"""Seconds to write out what is generated already."""
+
+LONGEST = 1024
+"""Default context, in tokens, of bundles whose graph allows more."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a bundle is served."""
+
+    bundle: Path
+    host: str = "127.0.0.1"
+    rest_port: int = 8000
+    """0: any free port, named in the ready line."""
+    grpc_port: int = 8001
+    """0: any free port, named in the ready line."""
+    engine: str = "fastdeploy"
+    backend: str = "onnxruntime"
+    slots: int = 4
+    max_length: int | None = None
+    max_queue: int = 64
+    request_timeout: float = 300.0
+    threads: int | None = None
+    name: str | None = None
+    drain: float = DRAIN
+
+
+@dataclass(frozen=True)
+class Running:
+    """An open deployment."""
+
+    core: Core
+    rest_port: int
+    grpc_port: int
+    report: RpcDoor
+
+    def look(self) -> None:
+        """Let gRPC's health service say whether the engine works."""
+        self.report.report(serving=self.core.ready)
+
+
+def serve(options: Options) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain. Prints one line when both doors are open.
+
+    Raises DeployError for a port that cannot be had, BundleError for a bundle that is not whole.
+    """
+    stop = threading.Event()
+    with running(options) as doors:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        host = _url_host(options.host)
+        rest, rpc = f"http://{host}:{doors.rest_port}", f"{host}:{doors.grpc_port}"
+        print(f"ready: {doors.core.name} on {rest} (REST) and {rpc} (gRPC)", flush=True)
+        while not stop.wait(1.0):
+            doors.look()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print(f"stopping: running requests have {options.drain:g} seconds", flush=True)
+
+
+@contextlib.contextmanager
+def running(options: Options) -> Iterator[Running]:
+    """Both doors, open within the block; at its end requests drain. Raises as `serve` does."""
+    _check_name(options.name)
+    bundle = open_bundle(options.bundle)
+    requests = options.slots + options.max_queue
+    # Ports first: a taken one is an error at once, not after the model is loaded.
+    with listen(options.host, options.rest_port) as listening:
+        rpc = RpcDoor(options.host, options.grpc_port, requests=requests)
+        try:
+            core = make_core(bundle, options)
+            rest = RestDoor(core, listening, requests=requests)
+            rpc.open(core)
+        except BaseException:
+            rpc.close(grace=0)
+            raise
+        try:
+            yield Running(core, listening.getsockname()[1], rpc.port, rpc)
+        finally:
+            rest.refuse()
+            rpc.refuse()
+            core.close(drain=options.drain)
+            rpc.close(grace=FLUSH)
+            rest.close(grace=FLUSH)
+
+
+def make_core(bundle: Bundle, options: Options) -> Core:
+    """Load the engine and put a scheduler and the core over it."""
+    longest = options.max_length or min(LONGEST, bundle.graph.max_length)
+    engine = load_engine(
+        bundle,
+        engine=options.engine,
+        backend=options.backend,
+        slots=options.slots,
+        max_length=longest,
+        threads=options.threads,
+    )
+    return Core(
+        bundle,
+        Scheduler(engine, max_queue=options.max_queue),
+        name=options.name or bundle.name,
+        max_length=engine.max_length,
+        request_timeout=options.request_timeout,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises DeployError naming the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise DeployError(
+            f"REST cannot listen on {host} port {port}: {error.strerror}",
+            hint=f"`ss -ltnp 'sport = :{port}'` shows who has it; "
+            "stop that, or choose another port with --rest-port.",
+        ) from error
+
+
+def _check_name(name: str | None) -> None:
+    if name is not None and not name.strip():
+        raise DeployError(
+            "the model's name is empty", hint="Give one with --name, or leave it out."
+        )
+
+
+def _url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """Options of `python -m serving`."""
+    fields = Options.__dataclass_fields__
+    parser = argparse.ArgumentParser(
+        "python -m serving",
+        description="Serve a bundle over REST and gRPC.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    for name, kind, text in (
+        ("host", str, "address to listen on; 0.0.0.0 opens the server to the network"),
+        ("rest_port", int, "port of REST; 0: any free one"),
+        ("grpc_port", int, "port of gRPC; 0: any free one"),
+        ("engine", str, "fastdeploy or onnxruntime"),
+        ("backend", str, "what runs the graph inside FastDeploy"),
+        ("slots", int, "sequences that are generated at once"),
+        ("max_length", int, f"longest prompt and answer, in tokens; None: at most {LONGEST}"),
+        ("max_queue", int, "requests that may wait for a slot"),
+        ("request_timeout", float, "seconds after which a request is ended"),
+        ("threads", int, "threads of the engine; None: all cores"),
+        ("name", str, "name of the model; None: the bundle's"),
+        ("drain", float, "seconds that running requests get after SIGTERM"),
+    ):
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=kind, default=fields[name].default, help=text)
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+def main() -> None:
+    """`python -m serving`: errors as a message and a hint, with the exit code of their class."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("waitress").setLevel(logging.WARNING)
+    try:
+        serve(parse_options(sys.argv[1:]))
+    except ApplianceError as error:
+        print("\n".join(filter(None, (f"error: {error.message}", error.hint))), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
