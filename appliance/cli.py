@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, Interrupted
 from appliance.version import __version__
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app.add_typer(data_app, name="data")
 bundle_app = typer.Typer(help="Check bundles.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
 
+JOB_HELP = "A job's id, the start of one, or `latest`."
+JobReference = Annotated[str, typer.Argument(metavar="JOB", help=JOB_HELP)]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.")]
 
 
@@ -89,15 +91,110 @@ def bundle_check(
     typer.echo(f"seal {bundle.manifest['seal']}")
 
 
+@app.command()
+def up(
+    recipe: RecipeFile,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Run in the background; see `logs -f`.")
+    ] = False,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+) -> None:
+    """Train, prove and serve what a recipe describes.
+
+    Stages: prepare, train, evaluate, merge, export, verify, deploy. What is done already is not
+    done again. Safe to interrupt: the same command, or `resume`, goes on.
+    """
+    from rich.console import Console
+
+    from appliance.jobs import verbs
+
+    verbs.up(recipe, Console(), detach=detach, until=until)
+
+
+@app.command()
+def resume(
+    job: JobReference,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Run in the background; see `logs -f`.")
+    ] = False,
+) -> None:
+    """Go on with a job that was interrupted or failed."""
+    from rich.console import Console
+
+    from appliance.jobs import verbs
+
+    verbs.resume(job, Console(), detach=detach)
+
+
+@app.command()
+def ps(
+    all_: Annotated[bool, typer.Option("--all", "-a", help="Finished ones too.")] = False,
+) -> None:
+    """List unfinished jobs and running deployments."""
+    from rich.console import Console
+
+    from appliance.jobs import listing
+
+    listing.ps(Console(), all_=all_)
+
+
+@app.command()
+def logs(
+    name: Annotated[
+        str, typer.Argument(metavar="JOB", help=f"{JOB_HELP} Or the name of a deployment.")
+    ],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
+) -> None:
+    """Show the log of a job or of a deployment."""
+    from rich.console import Console
+
+    from appliance.jobs import verbs
+
+    try:
+        verbs.logs(name, Console(), follow=follow)
+    except KeyboardInterrupt:
+        raise typer.Exit(Interrupted.exit_code) from None
+
+
+@app.command()
+def cancel(job: JobReference) -> None:
+    """End a job for good; what its stages finished is kept."""
+    from rich.console import Console
+
+    from appliance.jobs import verbs
+
+    verbs.cancel(job, Console())
+
+
+@app.command()
+def down(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A deployment; see `appliance ps`.")],
+) -> None:
+    """Stop serving a deployment."""
+    from appliance.jobs import deploy
+    from appliance.jobs.store import Store
+
+    typer.echo(deploy.down(Store(), name))
+
+
 def main() -> None:
     """Run a verb; show errors as a message and a hint, never as a traceback."""
     try:
         app()
     except ApplianceError as error:
-        typer.secho(f"error: {error.message}", fg="red", err=True)
+        word = "stopped" if isinstance(error, Interrupted) else "error"
+        typer.secho(f"{word}: {error.message}", fg="red", err=True)
         if error.hint:
             typer.echo(error.hint, err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        from appliance.crash import save_report
+
+        typer.secho(f"defect: {type(error).__name__}: {error}", fg="red", err=True)
+        typer.echo(f"This is a mistake of ours. A report is at {save_report(error)}", err=True)
+        sys.exit(ApplianceError.exit_code)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from appliance.errors import MachineError
+
 
 def home() -> Path:
-    """The folder, made where it is missing."""
+    """The folder, made where it is missing. Raises MachineError where it cannot be."""
     path = Path(os.environ.get("APPLIANCE_HOME") or Path.home() / ".appliance").absolute()
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(
+            f"{path} cannot be made: {error.strerror}",
+            hint="Set APPLIANCE_HOME to a folder that you may write to.",
+        ) from None
     return path

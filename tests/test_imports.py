@@ -20,10 +20,11 @@ MAY_IMPORT = {
     "appliance.recipe": BASE | {"appliance.data", "appliance.bundle", "appliance.machine"},
     "appliance.machine": BASE,
     "appliance.doctor": INPUTS,
+    "appliance.crash": BASE,
     "appliance.plan": INPUTS,
     "appliance.bundle": BASE,
     "appliance.data": BASE | {"appliance.bundle", "appliance.recipe"},
-    "appliance.jobs": INPUTS | {"appliance.plan", "serving.client"},
+    "appliance.jobs": INPUTS | {"appliance.plan", "serving.client", "serving.rpc.v1"},
     "appliance.training": INPUTS
     | {
         "appliance.bundle",

@@ -329,9 +329,13 @@ class Store:
         )  # fmt: skip
 
 
-def lost(lease: Lease) -> JobError:
+class LeaseLost(JobError):
+    """Another controller took the job over: whoever reads this stops at once."""
+
+
+def lost(lease: Lease) -> LeaseLost:
     """The error of a controller whose job another one took over."""
-    return JobError(
+    return LeaseLost(
         f"{lease.job} was taken over by another controller",
         hint=f"`appliance logs -f {lease.job}` follows it.",
     )

@@ -1,0 +1,37 @@
+"""A report of a defect: what was run, on what, and the whole traceback."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from appliance.errors import MachineError
+from appliance.files import write_text
+from appliance.home import home
+from appliance.version import __version__
+
+
+def save_report(error: BaseException) -> Path:
+    """Write the report of an unexpected error below `home()/crashes`; its path."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    try:
+        folder = home() / "crashes"
+    except MachineError:
+        folder = Path(tempfile.gettempdir())
+    path = folder / f"{stamp}-{os.getpid()}.txt"
+    lines = (
+        f"appliance {__version__}",
+        f"command   {' '.join(sys.argv)}",
+        f"python    {sys.version}",
+        f"platform  {platform.platform()}",
+        f"time      {stamp} UTC",
+        "",
+        "".join(traceback.format_exception(error)),
+    )
+    write_text(path, "\n".join(lines))
+    return path

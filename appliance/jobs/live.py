@@ -1,0 +1,226 @@
+"""What `up` shows: on a terminal a list of stages with a progress bar, elsewhere plain lines.
+
+Whatever is shown is in the job's log too, a line each with its time.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from appliance.jobs.follow import Log
+
+PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal, and in the log
+LOG_WIDTH = 100  # columns of a table in the log
+
+MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("■", "yellow")}
+
+
+@dataclass
+class Line:
+    """One stage as it is shown. `began` and `ended` in seconds of the monotonic clock."""
+
+    name: str
+    state: str = "waiting"
+    text: str = ""
+    began: float | None = None
+    ended: float | None = None
+    done: float = 0
+    total: float = 0
+    first: tuple[float, float] | None = None  # when the first progress came, and how far it was
+
+    def elapsed(self) -> str:
+        """How long it has run, as m:ss."""
+        if self.began is None:
+            return ""
+        return clock((self.ended or time.monotonic()) - self.began)
+
+
+@dataclass
+class Display:
+    """Shows one run of a job on a console, and writes its log."""
+
+    title: str
+    stages: list[str]
+    log: Log
+    console: Console
+    lines: dict[str, Line] = field(init=False)
+    live: Live | None = field(init=False, default=None)
+    spinner: Spinner = field(init=False, default_factory=lambda: Spinner("dots", style="cyan"))
+    said: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.lines = {name: Line(name) for name in self.stages}
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, get_renderable=self.render, refresh_per_second=8)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    # --- what the controller tells it ---------------------------------------------------------
+
+    def say(self, text: str, style: str = "") -> None:
+        """One line, or a few, for the reader."""
+        self.log.write(text)
+        self.console.print(Text(text, style=style), soft_wrap=self.live is None)
+
+    def start(self, name: str) -> None:
+        """A stage begins."""
+        self.lines[name] = Line(name, "running", began=time.monotonic())
+        self.said = 0.0
+        self._news(f"{name}: started")
+
+    def end(self, name: str, state: str, text: str) -> None:
+        """A stage ends: `done`, `failed` or `stopped`."""
+        line = self.lines[name]
+        line.state, line.text = state, text
+        line.ended = time.monotonic() if line.began is not None else None
+        took = f" ({line.elapsed()})" if line.began is not None else ""
+        self._news(f"{name}: {text}{took}")
+
+    def event(self, event: dict[str, Any]) -> None:
+        """One event of a stage, as `events.py` describes them. Errors are the controller's."""
+        name = str(event.get("stage", ""))
+        kind = event.get("kind")
+        if kind == "progress":
+            self._progress(self.lines[name], event)
+        elif kind == "metric":
+            self.say(f"{name}: {event['name']} {figure(float(event['value']))}")
+        elif kind == "note":
+            self.say(f"{name}: {event['text']}")
+        elif kind == "warning":
+            self.say(f"{name}: warning: {event['text']}", style="yellow")
+        elif kind == "table":
+            self._table(event)
+
+    def output(self, name: str, text: str) -> None:
+        """One line that a stage's program printed: for the log alone."""
+        self.log.write(f"{name} | {text}")
+
+    # --- how it shows it ----------------------------------------------------------------------
+
+    def _news(self, text: str) -> None:
+        """A change that the list of stages shows by itself on a terminal."""
+        if self.live is None:
+            self.say(text)
+        else:
+            self.log.write(text)
+
+    def _progress(self, line: Line, event: dict[str, Any]) -> None:
+        now = time.monotonic()
+        line.done, line.total = float(event["done"]), float(event["total"])
+        line.first = line.first or (now, line.done)
+        line.text = summary(event, seconds_left(line, event, now))
+        if now - self.said >= PLAIN_SECONDS or line.done >= line.total:
+            self.said = now
+            self._news(f"{line.name}: {line.text}")
+
+    def _table(self, event: dict[str, Any]) -> None:
+        def render(console: Console) -> None:
+            console.print(Text(str(event["title"]), style="bold"))
+            console.print(table(event["columns"], event["rows"]))
+
+        render(self.console)
+        page = Console(file=io.StringIO(), width=LOG_WIDTH, color_system=None)
+        render(page)
+        self.log.write(page.file.getvalue())  # type: ignore[attr-defined]
+
+    def render(self) -> RenderableType:
+        """The list of stages with the running one's bar, for a terminal."""
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(width=1)
+        grid.add_column(width=max(map(len, self.stages)))
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        grid.add_column(justify="right", min_width=5, no_wrap=True)
+        bar: RenderableType = Text("")
+        for line in self.lines.values():
+            if line.state == "running":
+                icon: RenderableType = self.spinner
+                if line.total:
+                    bar = ProgressBar(total=line.total, completed=line.done, width=None)
+            else:
+                mark, colour = MARKS.get(line.state, ("·", "dim"))
+                icon = Text(mark, style=colour)
+            style = {"running": "bold", "waiting": "dim"}.get(line.state, "")
+            grid.add_row(icon, Text(line.name, style=style), Text(line.text), line.elapsed())
+        return Group(Text(self.title, style="bold"), grid, bar)
+
+
+def table(columns: list[str], rows: list[list[Any]]) -> Table:
+    """A table that wraps long cells at the console's width."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=any_long(rows))
+    for index, column in enumerate(columns):
+        numbers = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        shown.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell_text(cell)) for cell in row))
+    return shown
+
+
+def any_long(rows: list[list[Any]]) -> bool:
+    """Whether a row will take several lines."""
+    return any(sum(len(cell_text(cell)) + 2 for cell in row) > 76 for row in rows)
+
+
+def cell_text(cell: Any) -> str:
+    """One cell of a table, as text."""
+    if cell is None:
+        return "–"
+    return figure(cell) if isinstance(cell, float) else str(cell)
+
+
+def summary(event: dict[str, Any], left: float | None) -> str:
+    """A progress event in one line."""
+    parts = [f"{event['done']:,}/{event['total']:,} {event['unit']}"]
+    if (loss := event.get("loss")) is not None:
+        parts.append(f"loss {loss:.4g}")
+    if (speed := event.get("tokens_per_second")) is not None:
+        parts.append(f"{speed:,.0f} tokens/s")
+    if left is not None:
+        parts.append(f"{clock(left)} left")
+    return " · ".join(parts)
+
+
+def seconds_left(line: Line, event: dict[str, Any], now: float) -> float | None:
+    """What the stage says, else what its pace so far tells; None where nothing does."""
+    if (said := event.get("seconds_left")) is not None:
+        return float(said)
+    if line.first is None or line.done >= line.total:
+        return None
+    began, first = line.first
+    if line.done <= first or now - began < 1.0:
+        return None
+    return (now - began) * (line.total - line.done) / (line.done - first)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def figure(value: float) -> str:
+    """A figure to four significant digits, whole numbers in full."""
+    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"

@@ -1,0 +1,195 @@
+"""What the verbs on jobs do; `cli.py` gives them their names and options."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from appliance.errors import DeployError, JobError, UserError
+from appliance.files import fingerprint
+from appliance.home import home
+from appliance.jobs import ask, controller, deploy, launcher
+from appliance.jobs.follow import Follower, last_lines
+from appliance.jobs.rows import Deployment, Job
+from appliance.jobs.store import Store
+from appliance.machine import measure
+from appliance.plan.plan import make_plan
+from appliance.recipe import Recipe
+
+DETACH_SECONDS = 30.0  # until a controller in the background must hold its job
+CANCEL_SECONDS = 45.0  # until a controller must have ended its stage; longer than its grace
+POLL_SECONDS = 0.2
+
+
+def up(
+    path: Path,
+    console: Console,
+    *,
+    detach: bool = False,
+    until: str | None = None,
+    programs: str = launcher.PROGRAMS,
+) -> None:
+    """Run a recipe. A job of the same recipe that was not finished is gone on with."""
+    from appliance.recipe import load_recipe
+
+    store = Store()
+    serving = [d for d in store.deployments() if d.lives]
+    recipe = load_recipe(path, our_ports={p for d in serving for p in (d.rest_port, d.grpc_port)})
+    check_deployments(recipe, serving)
+    names = [stage.name for stage in make_plan(recipe, measure(home())).stages]
+    if until is not None and until not in names:
+        raise UserError(f"no stage is called {until!r}", hint=f"Stages: {', '.join(names)}.")
+    text = recipe.model_dump_json()
+    digest = fingerprint(recipe.model_dump(mode="json"))
+    store.reap()
+    if (job := store.unfinished(digest)) is not None:
+        store.requeue(job.id, until)
+        console.print(f"{job.id} has the same recipe and is {job.status}: going on with it")
+        job = store.job(job.id)
+    else:
+        job = store.create_job(recipe.name, text, digest, names, until)
+        folder = controller.job_folder(job.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / "recipe.yaml")
+    start(store, job, console, detach=detach, programs=programs)
+
+
+def resume(
+    reference: str,
+    console: Console,
+    *,
+    detach: bool = False,
+    programs: str = launcher.PROGRAMS,
+) -> None:
+    """Go on with a job that was interrupted or failed."""
+    store = Store()
+    store.reap()
+    job = store.job(reference)
+    store.requeue(job.id, job.until)
+    start(store, store.job(job.id), console, detach=detach, programs=programs)
+
+
+def start(store: Store, job: Job, console: Console, *, detach: bool, programs: str) -> None:
+    """Run a queued job here, or in the background."""
+    if detach:
+        run_behind(store, job)
+        console.print(f"{job.id} runs in the background; `appliance logs -f {job.id}` follows it")
+        return
+    controller.run(store, job, console, programs=programs)
+    farewell(store, store.job(job.id), console)
+
+
+def run_behind(store: Store, job: Job) -> None:
+    """Start a controller of its own session, and wait until it holds the job."""
+    said = launcher.output_path(controller.job_folder(job.id), "controller")
+    offset = said.stat().st_size if said.exists() else 0
+    with said.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "appliance.cli", "resume", job.id],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + DETACH_SECONDS
+    while store.job(job.id).status == "queued":
+        if process.poll() is not None or time.monotonic() > deadline:
+            words = "".join(f"\n  {line}" for line in last_lines(said, offset, 5))
+            raise JobError(f"the controller of {job.id} did not start{words}", hint=f"See {said}.")
+        time.sleep(POLL_SECONDS)
+
+
+def check_deployments(recipe: Recipe, serving: list[Deployment]) -> None:
+    """Raise DeployError where a deployment of another name has a port that the recipe wants."""
+    name = recipe.serve.name or recipe.name
+    for other in serving:
+        for field in ("rest_port", "grpc_port"):
+            port = getattr(recipe.serve, field)
+            if other.name != name and port in (other.rest_port, other.grpc_port):
+                raise DeployError(
+                    f"serve.{field}: port {port} is taken by the deployment {other.name}",
+                    hint=f"`appliance down {other.name}` frees it, or give another `{field}`.",
+                )
+
+
+def farewell(store: Store, job: Job, console: Console) -> None:
+    """Say how to go on after a job that succeeded."""
+    if job.until not in (None, "deploy"):
+        console.print(f"{job.id} is done until {job.until}, as asked.")
+        return
+    recipe = Recipe.model_validate_json(job.recipe)
+    serving = store.deployment(recipe.serve.name or recipe.name)
+    if serving is None:
+        return
+    url = f"{ask.rest_address(serving)}/v1"
+    if ask.has_chat_template(Path(serving.bundle)):
+        url, body = f"{url}/chat/completions", '{"messages": [{"role": "user", "content": "Hi!"}]}'
+    else:
+        url, body = f"{url}/completions", '{"prompt": "Once upon a time", "max_tokens": 48}'
+    console.print(f"\n[bold]{serving.name}[/bold] is served. Talk to it:")
+    for line in (
+        f"  appliance chat {serving.name}",
+        f"  curl {url} -H 'Content-Type: application/json' \\",
+        f"       -d '{body}'",
+        f"  gRPC at {ask.grpc_address(serving)}, service appliance.v1.LanguageModel",
+        f"Stop it with `appliance down {serving.name}`.",
+    ):
+        console.out(line, highlight=False)
+
+
+def cancel(reference: str, console: Console) -> None:
+    """Cancel a job, whether its controller lives or not."""
+    store = Store()
+    job = store.job(reference)
+    deadline = time.monotonic() + CANCEL_SECONDS
+    asked = False
+    while True:
+        store.reap()
+        if asked and store.job(job.id).status == "cancelled":
+            break
+        if store.cancel(job.id):
+            launcher.end_leftovers(controller.job_folder(job.id))
+            break
+        asked = True
+        if time.monotonic() > deadline:
+            raise JobError(
+                f"the controller of {job.id} does not answer within {CANCEL_SECONDS:.0f} s",
+                hint=f"It is process {job.lease_pid}: end that, then cancel again.",
+            )
+        time.sleep(POLL_SECONDS)
+    console.print(f"{job.id} is cancelled; what it finished is kept and reused")
+
+
+def logs(reference: str, console: Console, *, follow: bool = False) -> None:
+    """Show the log of a job or a deployment; `follow` goes on until it ends."""
+    store = Store()
+    serving = None if reference == "latest" else store.deployment(reference)
+    if serving is not None:
+        path = deploy.folder(serving.name) / "log.txt"
+    else:
+        path = controller.job_folder(store.job(reference).id) / "log.txt"
+    follower = Follower(path)
+    while True:
+        ended = not follow or has_ended(store, reference, serving)
+        for line in follower.lines():
+            console.out(line, highlight=False)
+        if ended:
+            break
+        time.sleep(POLL_SECONDS)
+    if serving is None and (job := store.job(reference)).status != "succeeded":
+        reason = f": {job.reason}" if job.reason else ""
+        Console(stderr=True).print(f"{job.id} is {job.status}{reason}", highlight=False)
+
+
+def has_ended(store: Store, reference: str, serving: Deployment | None) -> bool:
+    """Whether nothing will be added to a log any more."""
+    if serving is not None:
+        now = store.deployment(serving.name)
+        return now is None or not now.lives
+    store.reap()
+    return store.job(reference).status not in ("queued", "running")
