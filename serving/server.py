@@ -182,12 +182,17 @@ def parse_options(arguments: Sequence[str]) -> Options:
     return Options(**vars(parser.parse_args(arguments)))
 
 
-def main() -> None:
-    """`python -m serving`: errors as a message and a hint, with the exit code of their class."""
+def log_to_stderr() -> None:
+    """Show what the server logs."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("waitress").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """`python -m serving`: errors as a message and a hint, with the exit code of their class."""
+    log_to_stderr()
     try:
         serve(parse_options(sys.argv[1:]))
     except ApplianceError as error:

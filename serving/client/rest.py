@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -47,7 +47,9 @@ class RestClient:
         body = self._post("/v1/chat/completions", _chat_body(messages, options))
         return _answer(body, [_chat_choice(choice) for choice in body["choices"]])
 
-    def chat_stream(self, messages: Messages, **options: Unpack[Options]) -> Iterator[Chunk]:
+    def chat_stream(
+        self, messages: Messages, **options: Unpack[Options]
+    ) -> Generator[Chunk, None, None]:
         """Answer a conversation, piece by piece."""
         for body in self._stream("/v1/chat/completions", _chat_body(messages, options)):
             yield from _chunks(body, lambda choice: choice["delta"].get("content") or "")
@@ -59,7 +61,7 @@ class RestClient:
 
     def generate_stream(
         self, prompt: str | Sequence[int], **options: Unpack[Options]
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Continue a text or token ids, piece by piece."""
         for body in self._stream("/v1/completions", _completion_body(prompt, options)):
             yield from _chunks(body, lambda choice: choice["text"])
@@ -114,6 +116,10 @@ class RestClient:
             ) from error
         except httpx.TimeoutException as error:
             raise DeadlineExceeded(f"{self.address} did not answer in time") from error
+        except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+            raise EngineFailed(
+                f"{self.address} broke off: {error}", hint="Send the request again."
+            ) from error
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise DeployError(
                 f"{self.address} answers, but not as an appliance does: {error!r}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
@@ -108,7 +108,9 @@ class Client(Protocol):
         """Answer a conversation."""
         ...
 
-    def chat_stream(self, messages: Messages, **options: Unpack[Options]) -> Iterator[Chunk]:
+    def chat_stream(
+        self, messages: Messages, **options: Unpack[Options]
+    ) -> Generator[Chunk, None, None]:
         """Answer a conversation, piece by piece."""
         ...
 
@@ -118,7 +120,7 @@ class Client(Protocol):
 
     def generate_stream(
         self, prompt: str | Sequence[int], **options: Unpack[Options]
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Continue a text or token ids, piece by piece."""
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -56,7 +56,9 @@ class RpcClient:
         with self._errors():
             return _answer(self._stub.Chat(_chat(messages, options), timeout=self._timeout))
 
-    def chat_stream(self, messages: Messages, **options: Unpack[Options]) -> Iterator[Chunk]:
+    def chat_stream(
+        self, messages: Messages, **options: Unpack[Options]
+    ) -> Generator[Chunk, None, None]:
         """Answer a conversation, piece by piece."""
         with self._errors():
             yield from _chunks(
@@ -70,7 +72,7 @@ class RpcClient:
 
     def generate_stream(
         self, prompt: str | Sequence[int], **options: Unpack[Options]
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Continue a text or token ids, piece by piece."""
         with self._errors():
             request = _generate(prompt, options)
