@@ -55,8 +55,8 @@ class TokenizerTraining(Section):
     vocab_size: int = Field(default=4096, ge=300, le=256000)
     """Number of pieces, the 256 bytes and the special tokens among them."""
 
-    kind: Literal["unigram", "bpe"] = "unigram"
-    """sentencepiece's model type."""
+    kind: Literal["unigram", "bpe"] = "bpe"
+    """sentencepiece's model type. `unigram` takes twenty times as long to train as `bpe`."""
 
     character_coverage: float = Field(default=0.9995, gt=0.9, le=1.0)
     """Share of the text's characters that get a piece; the rest is spelled in bytes."""

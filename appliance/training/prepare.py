@@ -32,7 +32,8 @@ def prepare(stage: Stage) -> None:
     if stage.spec["method"] == "pretrain":
         from appliance.training.corpus import prepare_corpus
 
-        counts = prepare_corpus(stage, model, data)
+        progress = _report(stage.events, "sections", 500)
+        counts = prepare_corpus(stage, model, data, progress)
     else:
         counts = prepare_conversations(stage, model, data)
     write_json(stage.output / "data.json", counts)
