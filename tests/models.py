@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +161,36 @@ def random_weights(
 def write(path: Path, value: Any) -> None:
     """Write JSON."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def export_model(model: Path, target: Path) -> None:
+    """Export a model's step graph, in a process of its own: Paddle and FastDeploy share none."""
+    code = (
+        "import sys, pathlib; from appliance.bundle.export import export_graph; "
+        "export_graph(*map(pathlib.Path, sys.argv[1:]))"
+    )
+    environment = {
+        **os.environ,
+        "FLAGS_enable_pir_api": "0",
+        "MKL_DEBUG_CPU_TYPE": "5",
+        "OMP_NUM_THREADS": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(model), str(target)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def make_bundle(folder: Path, model: Path, *, name: str = "tiny") -> Path:
+    """Export a model folder and seal it as the bundle `folder`; gives `folder`."""
+    from appliance.bundle.write import seal_bundle, write_bundle
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as export:
+        export_model(model, Path(export))
+        write_bundle(folder, model=model, export=Path(export))
+    seal_bundle(folder, name)
+    return folder
