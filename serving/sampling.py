@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from appliance.errors import InvalidRequest
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.errors import EngineFailed, InvalidRequest
 
 MAX_LOGPROBS = 20
 
@@ -37,7 +40,7 @@ class Sampling:
     """Taken from the logit of a token for each time it is in the answer. −2 to 2."""
 
     seed: int | None = None
-    """Same seed, same logits, same answer; None draws a fresh one."""
+    """Any integer: same seed, same logits, same answer. None: a fresh one."""
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Token id to what is added to its logit. −100 to 100."""
@@ -63,8 +66,6 @@ class Sampling:
             raise _wrong("top_k", self.top_k, "0 (all tokens) or more")
         if not 0 < self.repetition_penalty < float("inf"):
             raise _wrong("repetition_penalty", self.repetition_penalty, "a number above 0")
-        if self.seed is not None and self.seed < 0:
-            raise _wrong("seed", self.seed, "0 or more")
         for token in self.logit_bias:
             if token < 0:
                 raise _wrong("logit_bias", token, "token ids as keys")
@@ -77,6 +78,107 @@ class Token:
     id: int
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Chooses the tokens of one request, and remembers them for the penalties.
+
+    One random number is drawn per token from the request's own generator, so that an answer does
+    not depend on the requests that share its batch.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab_size: int) -> None:
+        self._sampling = sampling
+        self._seen = np.zeros(vocab_size, np.bool_)
+        self._seen[list(prompt)] = True
+        self._counts = np.zeros(vocab_size, np.float32)
+        self._bias_ids = list(sampling.logit_bias)
+        self._biases = np.array(list(sampling.logit_bias.values()), np.float32)
+        seed = None if sampling.seed is None else sampling.seed % 2**64
+        self._random = np.random.default_rng(seed)
+
+    def choose(self, logits: NDArray[np.float32]) -> Token:
+        """The next token for logits `[V]`. Raises EngineFailed where they are not finite."""
+        scores = self._penalised(logits)
+        likeliest = int(scores.argmax())
+        if not np.isfinite(scores[likeliest]):
+            raise EngineFailed(
+                "the model's logits are not finite",
+                hint="The weights or the backend are broken: run `appliance doctor`.",
+            )
+        if self._sampling.temperature == 0:
+            chosen = likeliest
+        else:
+            scores = (scores - scores[likeliest]) / np.float32(self._sampling.temperature)
+            chosen = draw(scores, self._random.random(), self._sampling.top_k, self._sampling.top_p)
+        self._seen[chosen] = True
+        self._counts[chosen] += 1
+        if self._sampling.logprobs is None:
+            return Token(chosen)
+        return Token(chosen, *log_probabilities(logits, chosen, self._sampling.logprobs))
+
+    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        s = self._sampling
+        scores = np.array(logits, np.float32)
+        scores[self._bias_ids] += self._biases
+        if s.repetition_penalty != 1:
+            seen = scores[self._seen]
+            penalty = np.float32(s.repetition_penalty)
+            scores[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
+        if s.presence_penalty or s.frequency_penalty:
+            presence, frequency = np.float32(s.presence_penalty), np.float32(s.frequency_penalty)
+            scores -= presence * (self._counts > 0) + frequency * self._counts
+        return scores
+
+
+def draw(scores: NDArray[np.float32], number: float, top_k: int, top_p: float) -> int:
+    """The token that `number`, from [0, 1), falls on in the softmax of scores `[V]` (at most 0)
+    cut to the top_k likeliest and then to the nucleus of top_p (arXiv:1904.09751, section 3.1).
+    """
+    ids: NDArray[np.int64] | None = None
+    if 0 < top_k < scores.size:
+        ids = np.argpartition(scores, -top_k)[-top_k:]
+        scores = scores[ids]
+    weights = np.exp(scores)
+    if top_p < 1:
+        kept = nucleus(weights, top_p)
+        ids = kept if ids is None else ids[kept]
+        weights = weights[kept]
+    sums = np.cumsum(weights, dtype=np.float64)
+    target = min(number * sums[-1], np.nextafter(sums[-1], 0))
+    place = int(np.searchsorted(sums, target, side="right"))
+    return place if ids is None else int(ids[place])
+
+
+def nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
+    """Places of the fewest largest weights whose sum reaches top_p of the whole.
+
+    Sorts a few of the largest, and more only where those do not reach: a vocabulary of 49,152
+    is rarely sorted whole.
+    """
+    enough = top_p * weights.sum(dtype=np.float64)
+    count = 64
+    while True:
+        count = min(count, weights.size)
+        largest = np.argpartition(weights, -count)[-count:]
+        largest = largest[np.argsort(-weights[largest], kind="stable")]
+        sums = np.cumsum(weights[largest], dtype=np.float64)
+        if sums[-1] >= enough or count == weights.size:
+            return largest[: int(np.searchsorted(sums, enough)) + 1]
+        count *= 8
+
+
+def log_probabilities(
+    logits: NDArray[np.float32], chosen: int, count: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The natural log probability of one token, and the `count` likeliest (id, log probability)."""
+    peak = float(logits.max())
+    total = peak + float(np.log(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
+    top: list[int] = []
+    if count:
+        largest = np.argpartition(logits, -count)[-count:]
+        top = largest[np.argsort(-logits[largest], kind="stable")].tolist()
+    return float(logits[chosen]) - total, tuple((i, float(logits[i]) - total) for i in top)
 
 
 def _wrong(name: str, value: object, allowed: str) -> InvalidRequest:

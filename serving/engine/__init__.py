@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from appliance.errors import BundleError, MachineError
 from serving.engine.base import Engine
+from serving.engine.slots import Runner, SlotEngine
 
 if TYPE_CHECKING:
-    from appliance.bundle.read import Bundle
+    from appliance.bundle.read import Bundle, Graph
 
 __all__ = ["Engine", "load_engine"]
 
@@ -21,5 +24,39 @@ def load_engine(
     max_length: int,
     threads: int | None = None,
 ) -> Engine:
-    """Load a bundle's step graph into `engine` ("fastdeploy" or "onnxruntime")."""
-    raise NotImplementedError
+    """Load a bundle's step graph into `engine`, "fastdeploy" or "onnxruntime".
+
+    `backend` is FastDeploy's: "onnxruntime", "paddle" or "openvino". `threads` defaults to all
+    cores. Raises BundleError where max_length exceeds the graph's, MachineError where the engine
+    cannot run here; never takes another engine instead.
+    """
+    if max_length > bundle.graph.max_length:
+        raise BundleError(
+            f"serve.max_length is {max_length}, the bundle's graph holds "
+            f"{bundle.graph.max_length} tokens",
+            hint=f"Set serve.max_length to at most {bundle.graph.max_length}.",
+        )
+    threads = threads or len(os.sched_getaffinity(0))
+    runner = _runner(bundle.graph, engine, backend, threads)
+    return SlotEngine(bundle.graph, runner, slots=slots, max_length=max_length)
+
+
+def _runner(graph: Graph, engine: str, backend: str, threads: int) -> Runner:
+    # Each runtime is imported only where it is asked for: one of them may be missing.
+    if engine == "fastdeploy":
+        from serving.engine.fastdeploy import FastDeploy
+
+        return FastDeploy(
+            backend=backend,
+            onnx=graph.onnx,
+            paddle_model=graph.paddle_model,
+            paddle_params=graph.paddle_params,
+            threads=threads,
+        )
+    if engine == "onnxruntime":
+        from serving.engine.onnxruntime import OnnxRuntime
+
+        return OnnxRuntime(graph.onnx, threads=threads)
+    raise MachineError(
+        f"there is no engine {engine!r}", hint="Set serve.engine to fastdeploy or onnxruntime."
+    )
