@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "appliance.plan": INPUTS,
     "appliance.bundle": BASE,
     "appliance.data": BASE | {"appliance.bundle", "appliance.recipe"},
-    "appliance.jobs": INPUTS | {"appliance.plan", "serving.client", "serving.rpc.v1"},
+    "appliance.jobs": INPUTS | {"appliance.plan", "serving.client"},
     "appliance.training": INPUTS
     | {
         "appliance.bundle",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import httpx
 
-from appliance.errors import DeployError
+from appliance.errors import DeployError, RequestError
 from appliance.files import read_json
 from appliance.jobs.rows import Deployment
+
+if TYPE_CHECKING:
+    from serving.client import Client
 
 NO_PROXY = [("grpc.enable_http_proxy", 0)]  # a deployment of ours is never behind one
 PROBE_SECONDS = 2.0
@@ -70,54 +73,43 @@ def ask_both(serving: Deployment, bundle: Path, question: str) -> list[list[str]
     As a conversation where the bundle has a chat template, else as a text to continue. Raises
     DeployError where a door does not answer it.
     """
+    from serving.client import RestClient, RpcClient
+
     chat = has_chat_template(bundle)
-    doors = {"REST": ask_rest, "gRPC": ask_grpc}
-    return [[name, question, ask(serving, question, chat)] for name, ask in doors.items()]
+    rows = []
+    with (
+        RestClient(rest_address(serving), timeout=ANSWER_SECONDS) as rest,
+        RpcClient(grpc_address(serving), timeout=ANSWER_SECONDS) as rpc,
+    ):
+        doors: tuple[tuple[str, Client], ...] = (("REST", rest), ("gRPC", rpc))
+        for name, client in doors:
+            try:
+                answer = ask(client, serving.name, question, chat=chat)
+            except (DeployError, RequestError) as error:
+                raise DeployError(
+                    f"{name} of {serving.name} does not answer a question: {error.message}",
+                    hint=error.hint,
+                ) from error
+            rows.append([name, question, answer])
+    return rows
+
+
+def ask(client: Client, model: str, question: str, *, chat: bool) -> str:
+    """One greedy answer."""
+    if chat:
+        answer = client.chat(
+            [{"role": "user", "content": question}],
+            model=model,
+            temperature=0.0,
+            max_completion_tokens=ANSWER_TOKENS,
+        )
+    else:
+        answer = client.generate(
+            question, model=model, temperature=0.0, max_completion_tokens=ANSWER_TOKENS
+        )
+    return answer.text.strip()
 
 
 def has_chat_template(bundle: Path) -> bool:
     """Whether a bundle renders conversations."""
     return bool(read_json(bundle / "tokenizer_config.json").get("chat_template"))
-
-
-def ask_rest(serving: Deployment, question: str, chat: bool) -> str:
-    """One question through REST. Raises DeployError."""
-    body: dict[str, Any] = {"model": serving.name, "temperature": 0, "max_tokens": ANSWER_TOKENS}
-    if chat:
-        path, body["messages"] = "chat/completions", [{"role": "user", "content": question}]
-    else:
-        path, body["prompt"] = "completions", question
-    url = f"{rest_address(serving)}/v1/{path}"
-    try:
-        answer = httpx.post(url, json=body, timeout=ANSWER_SECONDS, trust_env=False)
-    except httpx.HTTPError as error:
-        raise DeployError(f"{url} does not answer: {error}") from None
-    if answer.status_code != 200:
-        raise DeployError(f"{url} answers {answer.status_code}: {answer.text[:300]}")
-    choice = answer.json()["choices"][0]
-    return str(choice["message"]["content"] if chat else choice["text"]).strip()
-
-
-def ask_grpc(serving: Deployment, question: str, chat: bool) -> str:
-    """One question through gRPC. Raises DeployError."""
-    import grpc
-
-    from serving.rpc.v1 import appliance_pb2 as pb
-    from serving.rpc.v1.appliance_pb2_grpc import LanguageModelStub
-
-    options = pb.Options(temperature=0, max_completion_tokens=ANSWER_TOKENS)
-    with grpc.insecure_channel(grpc_address(serving), NO_PROXY) as channel:
-        stub = LanguageModelStub(channel)
-        try:
-            if chat:
-                messages = [pb.Message(role="user", content=question)]
-                asked = pb.ChatRequest(model=serving.name, messages=messages, options=options)
-                answer = stub.Chat(asked, timeout=ANSWER_SECONDS)
-            else:
-                text = pb.GenerateRequest(model=serving.name, text=question, options=options)
-                answer = stub.Generate(text, timeout=ANSWER_SECONDS)
-        except grpc.RpcError as error:
-            raise DeployError(
-                f"gRPC at {grpc_address(serving)} answers {error.code().name}: {error.details()}"
-            ) from None
-    return str(answer.choices[0].text).strip()

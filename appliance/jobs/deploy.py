@@ -32,7 +32,7 @@ from appliance.jobs.store import Store
 
 VARIABLE = "APPLIANCE_DEPLOYMENT"  # the deployment's folder, in its server's environment
 START_SECONDS = 180.0  # until a server answers; a large graph takes long to load
-STOP_SECONDS = 15.0  # between asking a server to end and killing it
+STOP_SECONDS = 40.0  # before a server is killed; it gives running requests 30 s to end
 SHOWN_LINES = 8
 
 # An option of the serve section → the server's option; None is left to the server's default.

@@ -34,13 +34,25 @@ def up(
     until: str | None = None,
     programs: str = launcher.PROGRAMS,
 ) -> None:
-    """Run a recipe. A job of the same recipe that was not finished is gone on with."""
+    """Check a recipe and run it. A job of the same recipe that was not finished is gone on with."""
     from appliance.recipe import load_recipe
 
     store = Store()
     serving = [d for d in store.deployments() if d.lives]
     recipe = load_recipe(path, our_ports={p for d in serving for p in (d.rest_port, d.grpc_port)})
     check_deployments(recipe, serving)
+    job = submit(store, recipe, path, console, until=until)
+    start(store, job, console, detach=detach, programs=programs)
+
+
+def submit(
+    store: Store, recipe: Recipe, path: Path, console: Console, *, until: str | None = None
+) -> Job:
+    """The queued job of a recipe: one of the same recipe that was not finished, or a new one.
+
+    `path` is the recipe's file, kept with the job. Raises UserError for an unknown stage, JobError
+    where a controller is running the recipe.
+    """
     names = [stage.name for stage in make_plan(recipe, measure(home())).stages]
     if until is not None and until not in names:
         raise UserError(f"no stage is called {until!r}", hint=f"Stages: {', '.join(names)}.")
@@ -50,13 +62,12 @@ def up(
     if (job := store.unfinished(digest)) is not None:
         store.requeue(job.id, until)
         console.print(f"{job.id} has the same recipe and is {job.status}: going on with it")
-        job = store.job(job.id)
-    else:
-        job = store.create_job(recipe.name, text, digest, names, until)
-        folder = controller.job_folder(job.id)
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / "recipe.yaml")
-    start(store, job, console, detach=detach, programs=programs)
+        return store.job(job.id)
+    job = store.create_job(recipe.name, text, digest, names, until)
+    folder = controller.job_folder(job.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, folder / "recipe.yaml")
+    return job
 
 
 def resume(
