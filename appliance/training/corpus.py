@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 from appliance.bundle.tokenizer import Tokenizer
 from appliance.data.documents import read_sections, shares
 from appliance.data.read import Tally
-from appliance.files import sync_folder, write_json
+from appliance.files import atomic, sync_folder, write_json
 from appliance.jobs.artifacts import Stage
 from appliance.recipe import DataSection, ModelSection, Shape
 from appliance.training.tokenizer_training import EOS, train_sentencepiece, write_tokenizer
 
 VOCAB_MULTIPLE = 128  # the model's vocabulary is padded, so that tensor parallel cards share evenly
+EXAMPLES = 50
+EXAMPLE_CHARACTERS = 80  # of which the model sees half, and goes on from there
 
 
 def prepare_corpus(
@@ -42,7 +45,9 @@ def prepare_corpus(
     train_sentencepiece(sections[:train], settings, trained)
     pieces = write_tokenizer(trained, base, max_length=model.config.max_position_embeddings)
     write_config(model.config, pieces, base)
-    tokens = write_corpus(sections, Tokenizer.load(base), stage.output / "corpus", progress)
+    tokenizer = Tokenizer.load(base)
+    tokens = write_corpus(sections, tokenizer, stage.output / "corpus", progress)
+    write_examples(sections[train : train + held], tokenizer, stage.output / "examples.jsonl")
     stage.events.note(f"{tokens} tokens, {characters / tokens:.2f} characters a token.")
     write_json(stage.output / "base.json", {"source": None, "sha256": None})
     return {
@@ -107,6 +112,21 @@ def write_corpus(
     builder.finalize(f"{prefix}.idx")
     _to_disk(Path(f"{prefix}.bin"), Path(f"{prefix}.idx"))
     return tokens
+
+
+def write_examples(held: list[str], tokenizer: Tokenizer, path: Path) -> None:
+    """Write beginnings of held-out sections for the eye and for the proof, as JSON lines.
+
+    Each has `prompt`, `text` (of which the prompt is the beginning), `input_ids` (of the text, and
+    the end token) and `labels` (the same: all of a text is learnt).
+    """
+    end = tokenizer.token_id(EOS)
+    with atomic(path) as stream:
+        for section in held[:EXAMPLES]:
+            text = section.strip()[:EXAMPLE_CHARACTERS]
+            ids = [*tokenizer.encode(text), end]
+            row = {"prompt": text[: len(text) // 2], "text": text, "input_ids": ids, "labels": ids}
+            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 def _to_disk(*paths: Path) -> None:

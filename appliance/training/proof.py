@@ -8,14 +8,14 @@
     served      the serving core's text = the engine's tokens up to the end token
     end         the token that ended the trained answers ends a served one
 
-The engine goes first and writes a greedy path of `STEPS` tokens behind each prompt. A model whose
+The engine goes first and writes a greedy path of 64 tokens behind each prompt. A model whose
 highest logit at each position of that path is the path's next token would have written the same
 path, by induction: one forward pass a prompt proves 64 greedy steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 PROMPTS = 4
-STEPS = 64
+STEPS = 64  # greedy tokens behind each; fewer only where the model's context ends
 TOLERANCE = 1e-3  # largest difference of two float32 logits
 
-Logits = Sequence[NDArray[np.float32]]  # a prompt each: [STEPS, vocabulary]
+Logits = Sequence[NDArray[np.float32]]  # a prompt each: [steps, vocabulary]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def rendering_link(
 
 
 def logits_link(name: str, against: str, ours: Logits, theirs: Logits) -> Link:
-    """Logits [STEPS, vocabulary] of two models along the same paths, and both models' choices."""
+    """Logits [steps, vocabulary] of two models along the same paths, and both models' choices."""
     compared = f"{len(ours)} prompts, {sum(map(len, ours))} greedy steps"
     worst, parts_at = 0.0, ""
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
@@ -90,7 +90,7 @@ def served_link(expected: Sequence[str], served: Sequence[str]) -> Link:
     return Link("served", "engine", compared, True)
 
 
-def end_link(trained_end: int | None, end_ids: Sequence[int], finish_reason: str) -> Link:
+def end_link(trained_end: int | None, end_ids: Collection[int], finish_reason: str | None) -> Link:
     """The token that ended each trained answer is an end token of the bundle, and it ends one."""
     compared = f"token {trained_end}" if trained_end is not None else "no trained end"
     if trained_end not in end_ids:
@@ -127,13 +127,15 @@ def table(links: Sequence[Link]) -> list[list[str]]:
 COLUMNS = ("link", "against", "compared", "largest difference", "verdict", "where they part")
 
 
-def record(links: Sequence[Link], engine: Mapping[str, str]) -> dict[str, Any]:
+def record(
+    links: Sequence[Link], prompts: int, steps: int, engine: Mapping[str, str]
+) -> dict[str, Any]:
     """What the bundle's manifest keeps."""
     return {
         "passed": all(link.passed for link in links),
         "links": [asdict(link) for link in links],
-        "prompts": PROMPTS,
-        "steps": STEPS,
+        "prompts": prompts,
+        "steps": steps,
         "tolerance": TOLERANCE,
         "engine": dict(engine),
     }

@@ -24,6 +24,7 @@ from appliance.training.program import run_stage
 from appliance.training.proof import (
     COLUMNS,
     PROMPTS,
+    STEPS,
     Link,
     end_link,
     logits_link,
@@ -49,7 +50,8 @@ def verify(stage: Stage) -> None:
     case = make_case(stage, bundle, examples)
     links = [rendering(bundle, examples), *compare(stage, bundle, case, examples)]
     stage.events.table("Proof: is the model served the model trained?", COLUMNS, table(links))
-    proof = record(links, {key: case.serve[key] for key in ("engine", "backend")})
+    engine = {key: case.serve[key] for key in ("engine", "backend")}
+    proof = record(links, len(case.prompts), case.steps, engine)
     if not proof["passed"]:
         refuse(stage, links, proof)
     publish(stage, proof)
@@ -71,6 +73,13 @@ def make_case(stage: Stage, bundle: Bundle, examples: list[dict[str, Any]]) -> C
     """What the witnesses are asked: prompts as ids, and the same as a client would send them."""
     method = stage.spec["recipe"]["train"]["method"]
     trained = stage.inputs["train"] / ("adapter" if method == "lora" else "model")
+    prompts = [prompt_ids(bundle, example) for example in examples]
+    room = bundle.graph.max_length - max(map(len, prompts))
+    if room < 1:
+        raise StageError(
+            f"the held-out prompts fill the graph's context of {bundle.graph.max_length} tokens",
+            hint="Raise export.max_length or lower data.max_length.",
+        )
     return Case(
         bundle=str(stage.output),
         base=str(stage.inputs["prepare"] / "base"),
@@ -78,7 +87,8 @@ def make_case(stage: Stage, bundle: Bundle, examples: list[dict[str, Any]]) -> C
         merged=str(stage.inputs["merge"] / "model"),
         method=method,
         serve=stage.spec["recipe"]["serve"],
-        prompts=[prompt_ids(bundle, example) for example in examples],
+        steps=min(STEPS, room),
+        prompts=prompts,
         questions=[question(example) for example in examples],
         paths=[],
     )
@@ -95,29 +105,27 @@ def prompt_ids(bundle: Bundle, example: dict[str, Any]) -> list[int]:
     """The ids that the model is asked to go on from, rendered by the bundle."""
     if "messages" in example:
         text = bundle.tokenizer.render(example["messages"][:-1], add_generation_prompt=True)
-    else:
-        text = example["prompt"]
-    return bundle.tokenizer.encode(text)
+        return bundle.tokenizer.encode(text)
+    return [*bundle.tokenizer.prefix_ids, *bundle.tokenizer.encode(example["prompt"])]
 
 
 def rendering(bundle: Bundle, examples: list[dict[str, Any]]) -> Link:
-    """Token ids of whole rows, as training wrote them and as the bundle renders them.
-
-    A conversation's ids are the rendered prompt and, behind it, what was learnt of the answer.
-    """
-    trained, rendered = [], []
-    for example in examples:
-        if "messages" in example:
-            whole = bundle.tokenizer.render(example["messages"], add_generation_prompt=False)
-            ids = bundle.tokenizer.encode(whole)
-        else:
-            ids = bundle.tokenizer.encode(example["text"])
-        prompt = prompt_ids(bundle, example)
-        seen = example["input_ids"]
-        trained.append(seen)
-        # Training may leave out what a template writes behind the last end token.
-        rendered.append([*prompt, *ids[len(prompt) : len(seen)]])
+    """Token ids of whole rows, as training wrote them and as the bundle renders them."""
+    trained = [example["input_ids"] for example in examples]
+    rendered = [rendered_ids(bundle, example) for example in examples]
     return rendering_link(trained, rendered, [str(question(e)) for e in examples])
+
+
+def rendered_ids(bundle: Bundle, example: dict[str, Any]) -> list[int]:
+    """What the bundle makes of a row: a conversation's prompt and, behind it, as much of the whole
+    as was learnt (training leaves out what a template writes behind the last end token); or a
+    text's ids and the end token that training put behind it."""
+    seen = example["input_ids"]
+    if "messages" not in example:
+        return [*bundle.tokenizer.encode(example["text"]), seen[-1]]
+    prompt = prompt_ids(bundle, example)
+    whole = bundle.tokenizer.render(example["messages"], add_generation_prompt=False)
+    return [*prompt, *bundle.tokenizer.encode(whole)[len(prompt) : len(seen)]]
 
 
 def compare(

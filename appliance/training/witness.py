@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,10 @@ from appliance.bundle.read import open_bundle
 from appliance.errors import StageError
 from appliance.files import read_json, write_json
 from appliance.training.program import run_program
-from appliance.training.proof import STEPS
+
+if TYPE_CHECKING:
+    from serving.core import Core
+    from serving.engine import Engine
 
 Logits = list[NDArray[np.float32]]
 MASKED = np.float32(-1e9)
@@ -38,6 +41,8 @@ class Case:
     merged: str
     method: str
     serve: dict[str, Any]
+    steps: int
+    """Greedy tokens behind each prompt: proof.STEPS, or as many as the graph's context leaves."""
     prompts: list[list[int]]
     questions: list[dict[str, Any]]
     """For each prompt what a client would send: `messages`, or `prompt` for plain completion."""
@@ -71,7 +76,7 @@ def merged(case: Case) -> Logits:
 
 
 def paddle_logits(model: Any, case: Case) -> Logits:
-    """Logits [STEPS, vocabulary] of a Paddle model along each path."""
+    """Logits [steps, vocabulary] of a Paddle model along each path."""
     from appliance.training.model import logits
 
     return [
@@ -116,27 +121,29 @@ def engine(case: Case) -> tuple[Logits, dict[str, Any]]:
         engine=case.serve["engine"],
         backend=case.serve["backend"],
         slots=max(case.serve["slots"], len(case.prompts)),
-        max_length=max(len(prompt) for prompt in case.prompts) + STEPS + 1,
+        max_length=max(len(prompt) for prompt in case.prompts) + case.steps,
         threads=None,
     )
-    rows, paths = walk(running, case.prompts)
+    rows, paths = walk(running, case.prompts, case.steps)
     scheduler = Scheduler(running, max_queue=len(case.prompts))
     try:
         core = Core(bundle, scheduler, name=bundle.name, request_timeout=600.0)
-        answers = [ask(core, question, {}) for question in case.questions]
+        answers = [ask(core, question, case.steps, {}) for question in case.questions]
         forced = {str(token): 100.0 for token in sorted(bundle.eos_ids)[:1]}
-        ended = ask(core, case.questions[0], forced)
+        ended = ask(core, case.questions[0], case.steps, forced)
     finally:
         scheduler.close()
     return rows, {"paths": paths, "answers": answers, "ended": ended}
 
 
-def walk(running: Any, prompts: Sequence[Sequence[int]]) -> tuple[Logits, list[list[int]]]:
-    """Greedy steps of all prompts as one batch: logits [STEPS, vocabulary] and ids [STEPS] each."""
+def walk(
+    running: Engine, prompts: Sequence[Sequence[int]], steps: int
+) -> tuple[Logits, list[list[int]]]:
+    """Greedy steps of all prompts as one batch: logits [steps, vocabulary] and ids [steps] each."""
     last = {slot: running.prefill(slot, prompt) for slot, prompt in enumerate(prompts)}
     rows: list[list[NDArray[np.float32]]] = [[np.array(last[slot])] for slot in last]
     paths = [[int(row[0].argmax())] for row in rows]
-    for _ in range(STEPS - 1):
+    for _ in range(steps - 1):
         last = running.decode({slot: path[-1] for slot, path in enumerate(paths)})
         for slot, row in last.items():
             rows[slot].append(np.array(row))
@@ -146,19 +153,20 @@ def walk(running: Any, prompts: Sequence[Sequence[int]]) -> tuple[Logits, list[l
     return [np.stack(row) for row in rows], paths
 
 
-def ask(core: Any, question: dict[str, Any], bias: dict[str, float]) -> dict[str, str]:
+def ask(
+    core: Core, question: dict[str, Any], steps: int, bias: dict[str, float]
+) -> dict[str, str | None]:
     """One greedy request through the serving core: its text and finish reason."""
     from serving.requests import ChatRequest, CompletionRequest
 
-    fields = {**question, "temperature": 0, "max_tokens": STEPS, "logit_bias": bias}
+    fields = {**question, "temperature": 0, "max_tokens": steps, "logit_bias": bias}
     answer = (
         core.chat(ChatRequest(**fields))
         if "messages" in question
         else core.complete(CompletionRequest(**fields))
     )
-    deltas = list(answer)
-    reasons = [delta.finish_reason for delta in deltas if delta.finish_reason]
-    return {"text": "".join(delta.text for delta in deltas), "finish_reason": reasons[-1]}
+    whole = answer.gather()[0]
+    return {"text": whole.text, "finish_reason": whole.finish_reason}
 
 
 def main() -> None:
@@ -171,8 +179,10 @@ def main() -> None:
     else:
         rows = {"trained": trained, "merged": merged, "graph": graph}[name](case)
     for i, row in enumerate(rows):
-        if row.shape[0] != STEPS:
-            raise StageError(f"witness {name}: {row.shape[0]} steps of prompt {i}, not {STEPS}")
+        if row.shape[0] != case.steps:
+            raise StageError(
+                f"witness {name}: {row.shape[0]} steps of prompt {i}, not {case.steps}"
+            )
     np.savez(output, *rows)
 
 
