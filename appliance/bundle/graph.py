@@ -14,6 +14,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from numpy.typing import NDArray
+from paddle.base.framework import EagerParamBase
 from paddle.static import InputSpec
 
 from appliance.bundle.config import ModelConfig
@@ -42,8 +43,8 @@ class StepGraph(paddle.nn.Layer):  # type: ignore[misc]
         self.layers = [self._layer(weights, i) for i in range(config.num_hidden_layers)]
 
     def _constant(self, name: str, values: NDArray[np.float32]) -> Any:
-        assign = paddle.nn.initializer.Assign(np.ascontiguousarray(values))
-        parameter = self.create_parameter(list(values.shape), default_initializer=assign)
+        # Not an Assign initializer: that one goes through a list of Python floats.
+        parameter = EagerParamBase.from_tensor(paddle.to_tensor(np.ascontiguousarray(values)))
         self.add_parameter(name, parameter)
         return parameter
 

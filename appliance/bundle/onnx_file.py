@@ -54,17 +54,19 @@ def save(model: ModelProto, path: Path, *, external_over: int = EXTERNAL_OVER) -
 
 
 def _drop_identities(model: ModelProto) -> None:
+    """Let readers of an Identity read its input; where it is an output, rename what it copies."""
     source: dict[str, str] = {}
     finals = {value.name for value in model.graph.output}
     kept = []
     for node in model.graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = source.get(name, name)
-        if node.op_type == "Identity" and node.output[0] not in finals:
+        if node.op_type == "Identity":
             source[node.output[0]] = node.input[0]
         else:
             kept.append(node)
     _replace(model.graph.node, kept)
+    _rename(model, {source[name]: name for name in finals if name in source})
 
 
 def _rename(model: ModelProto, names: dict[str, str]) -> None:
