@@ -1,5 +1,7 @@
 """The recipe: the only input that a user writes, checked whole before anything runs."""
 
+from appliance.recipe.document import find_recipe
+from appliance.recipe.load import load_recipe
 from appliance.recipe.schema import (
     DataFormat,
     DataSection,
@@ -24,4 +26,6 @@ __all__ = [
     "Shape",
     "TokenizerTraining",
     "TrainSection",
+    "find_recipe",
+    "load_recipe",
 ]
