@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from appliance.errors import BundleError, MachineError
 from serving.engine.base import Engine
-from serving.engine.slots import Runner, SlotEngine
+from serving.engine.slots import SlotEngine
 
 if TYPE_CHECKING:
-    from appliance.bundle.read import Bundle, Graph
+    from appliance.bundle.read import Bundle
+
+BACKENDS = ("onnxruntime", "paddle", "openvino")  # FastDeploy's
 
 __all__ = ["Engine", "load_engine"]
 
@@ -37,26 +39,19 @@ def load_engine(
             hint=f"Set serve.max_length to at most {bundle.graph.max_length}.",
         )
     threads = threads or len(os.sched_getaffinity(0))
-    runner = _runner(bundle.graph, engine, backend, threads)
-    return SlotEngine(bundle.graph, runner, slots=slots, max_length=max_length)
-
-
-def _runner(graph: Graph, engine: str, backend: str, threads: int) -> Runner:
     # Each runtime is imported only where it is asked for: one of them may be missing.
-    if engine == "fastdeploy":
-        from serving.engine.fastdeploy import FastDeploy
-
-        return FastDeploy(
-            backend=backend,
-            onnx=graph.onnx,
-            paddle_model=graph.paddle_model,
-            paddle_params=graph.paddle_params,
-            threads=threads,
-        )
     if engine == "onnxruntime":
         from serving.engine.onnxruntime import OnnxRuntime
 
-        return OnnxRuntime(graph.onnx, threads=threads)
+        runner = OnnxRuntime(bundle.graph.onnx, threads=threads)
+        return SlotEngine(bundle.graph, runner, slots=slots, max_length=max_length)
+    if engine == "fastdeploy" and backend in BACKENDS:
+        from serving.engine.process import ProcessEngine
+        from serving.engine.worker import Settings
+
+        return ProcessEngine(Settings(bundle.graph, backend, slots, max_length, threads))
     raise MachineError(
-        f"there is no engine {engine!r}", hint="Set serve.engine to fastdeploy or onnxruntime."
+        f"there is no engine {engine!r} with backend {backend!r}",
+        hint="Set serve.engine to onnxruntime, or to fastdeploy with serve.backend "
+        f"{', '.join(BACKENDS)}.",
     )
