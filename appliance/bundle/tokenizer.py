@@ -61,9 +61,9 @@ class Tokenizer:
         """Ids of `text`. Adds no special token; the text of one is parsed as that token."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special tokens left out."""
-        return str(self.backend.decode(list(ids), skip_special_tokens=True))
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """Text of `ids`, special tokens left out unless `special`."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=not special))
 
     def token_id(self, token: str) -> int | None:
         """The id of one token's exact text, None where there is none."""
