@@ -46,6 +46,7 @@ class Worker:
         the last sweep goes by the environment.
         """
         processes.signal_group(self.pid, signal.SIGTERM)
+        processes.signal_group(self.pid, signal.SIGCONT)
         deadline = time.monotonic() + GRACE_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline and not hurry():
             time.sleep(0.05)

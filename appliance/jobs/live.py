@@ -38,6 +38,7 @@ class Line:
     ended: float | None = None
     done: float = 0
     total: float = 0
+    loss: float | None = None
     first: tuple[float, float] | None = None  # when the first progress came, and how far it was
 
     def elapsed(self) -> str:
@@ -94,6 +95,8 @@ class Display:
     def end(self, name: str, state: str, text: str) -> None:
         """A stage ends: `done`, `failed` or `stopped`."""
         line = self.lines[name]
+        if state == "done" and line.loss is not None:
+            text += f" · loss {line.loss:.4g}"
         line.state, line.text = state, text
         line.ended = time.monotonic() if line.began is not None else None
         took = f" ({line.elapsed()})" if line.began is not None else ""
@@ -130,6 +133,7 @@ class Display:
     def _progress(self, line: Line, event: dict[str, Any]) -> None:
         now = time.monotonic()
         line.done, line.total = float(event["done"]), float(event["total"])
+        line.loss = event.get("loss", line.loss)
         line.first = line.first or (now, line.done)
         line.text = summary(event, seconds_left(line, event, now))
         if now - self.said >= PLAIN_SECONDS or line.done >= line.total:

@@ -67,20 +67,12 @@ def end(victims: Sequence[psutil.Process], grace: float) -> None:
     for process in victims:
         with contextlib.suppress(psutil.Error):
             process.terminate()
+            process.resume()  # a stopped process hears nothing until it goes on
     _, stubborn = psutil.wait_procs(victims, timeout=grace)
     for process in stubborn:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(stubborn, timeout=KILL_WAIT)
-
-
-def end_marked(pid: int | None, known: str | None, grace: float) -> bool:
-    """End the process that was marked `known`, if it lives; whether it did."""
-    if pid is None or not lives(pid, known):
-        return False
-    with contextlib.suppress(psutil.NoSuchProcess):
-        end([psutil.Process(pid)], grace)
-    return True
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:

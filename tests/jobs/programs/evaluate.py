@@ -1,0 +1,3 @@
+from programs.tiny import main
+
+main()
