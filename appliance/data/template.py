@@ -7,6 +7,8 @@ into the model's folder, so that serving renders with it too.
 
 from __future__ import annotations
 
+import dataclasses
+
 from appliance.bundle.tokenizer import Tokenizer
 from appliance.errors import ModelError
 
@@ -27,18 +29,27 @@ PLAIN = (
 )
 
 
-def default_template(tokenizer: Tokenizer) -> tuple[str, str, int]:
-    """A template for a model without one: its name, its text, and the id that ends an answer.
+def with_template(tokenizer: Tokenizer) -> tuple[Tokenizer, str]:
+    """The tokenizer with a chat template, and the name of the default one if it was given that.
 
-    Raises ModelError where the model has no end token, since nothing would end an answer.
+    Raises ModelError where the model names no end token, since nothing would end an answer.
     """
+    if tokenizer.chat_template is not None:
+        if not tokenizer.eos_ids:
+            raise ModelError(
+                "the base model names no end token, so its answers would never end",
+                hint="Put `eos_token_id` into its generation_config.json.",
+            )
+        return tokenizer, ""
     end = tokenizer.token_id("<|im_end|>")
-    if end is not None and tokenizer.token_id("<|im_start|>") is not None:
-        return "ChatML", CHATML, end
-    end = tokenizer.token_id(tokenizer.eos_token) if tokenizer.eos_token else None
+    name, template = "ChatML", CHATML
+    if end is None or tokenizer.token_id("<|im_start|>") is None:
+        name, template = "plain (User: …, Assistant: …)", PLAIN
+        end = tokenizer.token_id(tokenizer.eos_token) if tokenizer.eos_token else None
     if end is None:
         raise ModelError(
             "the base model has neither a chat template nor an end token to build one on",
             hint="Put `chat_template` and `eos_token` into its tokenizer_config.json.",
         )
-    return "plain (User: / Assistant:)", PLAIN, end
+    ends = tokenizer.eos_ids | {end}
+    return dataclasses.replace(tokenizer, chat_template=template, eos_ids=ends), name

@@ -47,21 +47,28 @@ _SECTIONS = [field.name for field in dataclasses.fields(Parts) if field.name != 
 
 
 def _validate(document: Document) -> tuple[list[Problem], Parts]:
-    """The faults of single fields, and the sections that have none."""
+    """The faults of single fields, and the sections as far as they have none."""
     problems: list[Problem] = []
     try:
         Recipe.model_validate(document.values)
     except ValidationError as error:
         problems = explain(error)
-    broken = {problem.place[0] for problem in problems if problem.place}
     folder = document.path.absolute().parent
-    sections: dict[str, Any] = {}
-    for name in _SECTIONS:
-        section = Recipe.model_fields[name].annotation
-        assert isinstance(section, type) and issubclass(section, BaseModel)
-        value = document.values.get(name, {})
-        sections[name] = None if name in broken else section.model_validate(value)
+    sections = {name: _sound(name, document.values.get(name, {}), problems) for name in _SECTIONS}
     return problems, _with_paths(Parts(**sections), folder)
+
+
+def _sound(name: str, value: Any, problems: list[Problem]) -> Any:
+    """A section without its faulty fields, so that what is left is still checked; else None."""
+    section = Recipe.model_fields[name].annotation
+    assert isinstance(section, type) and issubclass(section, BaseModel)
+    faulty = {problem.place[1:2] for problem in problems if problem.place[:1] == (name,)}
+    if not isinstance(value, dict):
+        return None
+    try:
+        return section.model_validate({k: v for k, v in value.items() if (k,) not in faulty})
+    except ValidationError:
+        return None
 
 
 def _with_paths(parts: Parts, folder: Path) -> Parts:

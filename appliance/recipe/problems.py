@@ -49,7 +49,6 @@ def _problem(fault: Mapping[str, Any]) -> Problem:
         "less_than_equal": "must be at most {le}",
         "less_than": "must be less than {lt}",
         "too_short": "must have at least {min_length} entry",
-        "string_pattern_mismatch": "must match {pattern}",
     }
     words = {
         "string_type": "must be text",
@@ -62,7 +61,9 @@ def _problem(fault: Mapping[str, Any]) -> Problem:
         "bool_type": "must be true or false",
         "bool_parsing": "must be true or false",
     }
-    if kind in allowed:
+    if kind == "string_pattern_mismatch":
+        rule = f"must match {context['pattern']}. {_help(place)}"
+    elif kind in allowed:
         rule = allowed[kind].format(**context)
     else:
         rule = words.get(kind, str(fault["msg"]))
@@ -102,7 +103,7 @@ def _fields(place: Place) -> list[str]:
 def _near(place: Place) -> str:
     known = _fields(place[:-1])
     name = str(place[-1])
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     if near:
         return f"did you mean {near[0]}?"
     for section, info in Recipe.model_fields.items():

