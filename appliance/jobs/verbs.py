@@ -35,8 +35,9 @@ def up(
     programs: str = launcher.PROGRAMS,
 ) -> None:
     """Check a recipe and run it. A job of the same recipe that was not finished is gone on with."""
-    from appliance.recipe import load_recipe
+    from appliance.recipe import find_recipe, load_recipe
 
+    path = find_recipe(path)
     store = Store()
     serving = [d for d in store.deployments() if d.lives]
     recipe = load_recipe(path, our_ports={p for d in serving for p in (d.rest_port, d.grpc_port)})
