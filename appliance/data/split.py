@@ -34,9 +34,11 @@ def hold_out(
     random.Random(seed).shuffle(order)
     count = max(round(len(rows) * fraction), 1) if fraction > 0 else 0
     held: set[int] = set()
-    for group in order[:-1]:
-        if len(held) < count and (not held or len(held) + len(group) <= 1.5 * count):
+    for group in order:
+        if len(held) < count and len(held) + len(group) <= 1.5 * count:
             held.update(group)
+    if count and not held and len(order) > 1:
+        held.update(min(order, key=len))
     train = [row for index, row in enumerate(rows) if index not in held]
     return train, [row for index, row in enumerate(rows) if index in held]
 
