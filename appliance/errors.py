@@ -101,6 +101,8 @@ class Interrupted(ApplianceError):
 class RequestError(ApplianceError):
     """One request to a served model failed. `param` names the field at fault, if one is."""
 
+    exit_code = 1
+
     def __init__(self, message: str, *, hint: str = "", param: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.param = param
@@ -109,6 +111,8 @@ class RequestError(ApplianceError):
 class InvalidRequest(RequestError):
     """A field of the request is wrong."""
 
+    exit_code = 2
+
 
 class PromptTooLong(InvalidRequest):
     """The prompt, or prompt and answer together, exceed the model's context."""
@@ -116,6 +120,8 @@ class PromptTooLong(InvalidRequest):
 
 class ModelNotFound(RequestError):
     """The named model is not served here."""
+
+    exit_code = 2
 
 
 class Overloaded(RequestError):

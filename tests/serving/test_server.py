@@ -1,0 +1,194 @@
+"""`python -m serving` and `appliance serve` as processes: ready line, ports, SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from appliance.errors import DeployError
+from serving.client import RestClient, RpcClient
+from serving.server import listen
+from tests.serving.conftest import NEVER_ENDS
+
+ROOT = Path(__file__).parents[2]
+READY = re.compile(r"ready: (\S+) on (http://\S+) \(REST\) and (\S+) \(gRPC\)\n")
+
+
+@contextlib.contextmanager
+def server(
+    *arguments: str | Path, program: tuple[str, ...] = ("-m", "serving")
+) -> Iterator[subprocess.Popen[str]]:
+    """A serving process, ended at the end of the block."""
+    process = subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=30)
+
+
+def addresses(process: subprocess.Popen[str]) -> tuple[str, str, str]:
+    """Name, REST address and gRPC address, from the ready line."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = READY.fullmatch(line)
+    assert found, line or process.communicate(timeout=30)
+    return found[1], found[2], found[3]
+
+
+FREE = ("--rest-port", "0", "--grpc-port", "0", "--threads", "1")
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("engine", "program"),
+    [
+        ("onnxruntime", ("-m", "serving")),
+        ("onnxruntime", ("-m", "appliance.cli", "serve")),
+        pytest.param(
+            "fastdeploy",
+            ("-m", "serving"),
+            marks=pytest.mark.skipif(
+                sys.version_info >= (3, 11), reason="FastDeploy has wheels for Python 3.10 alone"
+            ),
+        ),
+    ],
+    ids=["onnxruntime", "verb", "fastdeploy"],
+)
+def test_both_doors_of_a_process_answer(
+    tiny_bundle: Path, engine: str, program: tuple[str, ...]
+) -> None:
+    flags = (*FREE, "--engine", engine, "--name", "mine")
+    with server(tiny_bundle, *flags, program=program) as process:
+        name, rest, rpc = addresses(process)
+        assert name == "mine"
+        with RestClient(rest) as one, RpcClient(rpc) as other:
+            answers = [c.chat(HELLO, temperature=0, max_completion_tokens=20) for c in (one, other)]
+            assert answers[0].choices == answers[1].choices
+            assert answers[0].usage.completion_tokens > 0
+            assert one.models() == other.models()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+
+def test_sigterm_lets_running_answers_end(long_bundle: Path) -> None:
+    flags = (*FREE, "--engine", "onnxruntime", "--max-length", "4096")
+    with server(long_bundle, *flags) as process:
+        _, rest, rpc = addresses(process)
+        wanted = {"max_completion_tokens": 600, "logit_bias": NEVER_ENDS}
+        with RestClient(rest) as one, RpcClient(rpc) as other:
+            streams = [one.generate_stream("a", **wanted), other.generate_stream("a", **wanted)]
+            for stream in streams:
+                next(stream)
+            process.send_signal(signal.SIGTERM)
+            usages = [list(stream)[-1].usage for stream in streams]
+        assert [u.completion_tokens for u in usages if u] == [600, 600]
+        assert process.wait(timeout=20) == 0
+
+
+def test_sigterm_has_a_deadline(long_bundle: Path) -> None:
+    flags = (*FREE, "--engine", "onnxruntime", "--max-length", "4096", "--drain", "0.2")
+    with server(long_bundle, *flags) as process:
+        _, rest, _ = addresses(process)
+        with RestClient(rest) as client:
+            wanted = {"n": 4, "max_completion_tokens": 4000, "logit_bias": NEVER_ENDS}
+            stream = client.generate_stream("a", **wanted)
+            next(stream)
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            with pytest.raises(Exception, match=r"stopp|clos|shut"):
+                list(stream)
+            assert process.wait(timeout=20) == 0
+            assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("door", ["REST", "gRPC"])
+def test_a_taken_port_ends_it_at_once(tiny_bundle: Path, door: str) -> None:
+    with listen("127.0.0.1", 0) as held:
+        port = str(held.getsockname()[1])
+        flag = {"REST": "--rest-port", "gRPC": "--grpc-port"}[door]
+        with server(tiny_bundle, *FREE, flag, port) as process:
+            out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert out == ""
+    assert f"{door} cannot listen on 127.0.0.1 port {port}" in err
+    assert flag in err
+    assert "Traceback" not in err
+
+
+def test_a_second_server_does_not_start_on_the_same_port(tiny_bundle: Path) -> None:
+    with server(tiny_bundle, *FREE, "--engine", "onnxruntime") as first:
+        _, _, rpc = addresses(first)
+        port = rpc.rsplit(":", 1)[1]
+        with server(tiny_bundle, *FREE, "--grpc-port", port) as second:
+            _, err = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert port in err
+
+
+def test_an_address_of_another_machine() -> None:
+    with pytest.raises(DeployError, match=r"192\.0\.2\.1"):
+        listen("192.0.2.1", 0)
+
+
+def test_a_changed_bundle_is_not_served(tiny_bundle: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    config = changed / "generation_config.json"
+    config.chmod(0o644)
+    config.write_text(config.read_text() + " ")
+    with server(changed, *FREE) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert out == ""
+    assert "generation_config.json" in err
+
+
+def test_no_connection_is_taken_before_it_can_be_served(tiny_bundle: Path) -> None:
+    """A client that comes while the model is loaded waits, and is answered."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    flags = ("--rest-port", str(port), "--grpc-port", "0", "--engine", "onnxruntime")
+    with server(tiny_bundle, *flags) as process:
+        ready = threading.Event()
+        reader = threading.Thread(target=lambda: (addresses(process), ready.set()))
+        reader.start()
+        deadline = time.monotonic() + 30
+        with RestClient(f"127.0.0.1:{port}") as client:
+            while True:
+                with contextlib.suppress(DeployError):
+                    assert client.ready()
+                    break
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        assert ready.wait(timeout=10)
+        reader.join()
+
+
+def test_only_this_machine_reaches_it_by_default(tiny_bundle: Path) -> None:
+    with server(tiny_bundle, *FREE, "--engine", "onnxruntime") as process:
+        _, rest, rpc = addresses(process)
+        ports = {int(address.rsplit(":", 1)[1]) for address in (rest, rpc)}
+        sockets = psutil.Process(process.pid).net_connections("inet")
+        listening = [s.laddr for s in sockets if s.status == psutil.CONN_LISTEN]
+    assert {where.port for where in listening} == ports
+    assert {where.ip.removeprefix("::ffff:") for where in listening} == {"127.0.0.1"}
