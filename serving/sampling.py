@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from appliance.errors import EngineFailed, InvalidRequest
 
 MAX_LOGPROBS = 20
+GREEDY_BELOW = 1e-5  # temperatures that leave no choice in float32
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Sampler:
                 "the model's logits are not finite",
                 hint="The weights or the backend are broken: run `appliance doctor`.",
             )
-        if self._sampling.temperature == 0:
+        if self._sampling.temperature < GREEDY_BELOW:
             chosen = likeliest
         else:
             scores = (scores - scores[likeliest]) / np.float32(self._sampling.temperature)

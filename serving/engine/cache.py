@@ -17,7 +17,7 @@ SMALLEST_BUCKET = 64
 
 def bucket(length: int, limit: int) -> int:
     """The capacity to hold `length` tokens: a multiple of 64, later of a quarter of the next lower
-    power of two, so that at most a quarter is padding; never above `limit`.
+    power of two, so that padding is at most 64 tokens or a quarter; never above `limit`.
     """
     step = max(SMALLEST_BUCKET, (1 << (max(length, 1).bit_length() - 1)) // 4)
     return min(limit, -(-max(length, 1) // step) * step)

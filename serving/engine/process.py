@@ -51,10 +51,12 @@ class ProcessEngine:
 
     def release(self, slot: int) -> None:
         """Empty a slot."""
-        self._lost.discard(slot)
-        if slot in self._used:
-            self._call("release", [], slot)
+        try:
+            if slot in self._used and self._process.poll() is None:
+                self._call("release", [], slot)
+        finally:
             self._used.discard(slot)
+            self._lost.discard(slot)
 
     def close(self) -> None:
         """End the process."""
@@ -101,6 +103,8 @@ class ProcessEngine:
         except OSError as error:
             raise RuntimeError(f"the engine's process has ended: {error}") from error
         status, answer = self._receive(STEP_DEADLINE)
+        if status == "refused":
+            raise ValueError(answer)
         if status == "error":
             raise RuntimeError(answer)
         if answer:

@@ -1,7 +1,8 @@
 """The child process in which FastDeploy runs: `python -m serving.engine.worker FD`.
 
 It reads calls from the socket FD and answers each with ("ok", slots) and one block of logits,
-or ("error", text). It ends when the socket closes, so it never outlives its parent.
+("refused", text) for a ValueError, or ("error", text). It ends when the socket closes, so it
+never outlives its parent.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ def _answer(connection: Connection[Any, Any], engine: SlotEngine, method: str, *
     """Run one call. A call that fails is the caller's to judge: the worker goes on."""
     try:
         result = getattr(engine, method)(*args)
+    except ValueError as error:
+        connection.send(("refused", str(error)))
+        return
     except Exception as error:
         log.exception("%s failed", method)
         connection.send(("error", f"{type(error).__name__}: {error}"))

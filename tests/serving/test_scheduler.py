@@ -1,0 +1,399 @@
+"""The scheduler over a real engine; where an engine must fail or dawdle, a wrapper makes it."""
+
+import importlib.util
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import serving.generation
+import serving.scheduler
+from appliance.bundle.read import open_bundle
+from appliance.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    Overloaded,
+    PromptTooLong,
+    RequestCancelled,
+)
+from serving.engine import load_engine
+from serving.scheduler import Request, Sampling, Scheduler
+from tests.serving.conftest import until
+
+GREEDY = Sampling(temperature=0)
+LONG = 200
+CONTEXT = 256
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle):
+    return open_bundle(tiny_bundle)
+
+
+@pytest.fixture
+def load(bundle):
+    def load(slots, engine="onnxruntime"):
+        return load_engine(bundle, engine=engine, slots=slots, max_length=CONTEXT, threads=1)
+
+    return load
+
+
+@contextmanager
+def scheduling(engine, max_queue=64):
+    scheduler = Scheduler(engine, max_queue=max_queue)
+    try:
+        yield scheduler
+    finally:
+        scheduler.close()
+
+
+def ask(prompt=(5, 6, 7), max_tokens=20, sampling=GREEDY, **fields):
+    return Request(tuple(prompt), max_tokens, sampling=sampling, **fields)
+
+
+def ids(generation):
+    return [token.id for token in generation]
+
+
+class Wrapped:
+    """A real engine that notes its calls, and on demand fails, dawdles or gives NaN."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.name, self.slots = engine.name, engine.slots
+        self.max_length, self.vocab_size = engine.max_length, engine.vocab_size
+        self.calls = []
+        self.failures = 0  # decode steps to fail
+        self.gate = threading.Event()  # decode waits for it
+        self.gate.set()
+        self.nan_slot = None
+        self.closed = False
+
+    def prefill(self, slot, ids):
+        self.calls.append(("prefill", len(ids)))
+        return self.engine.prefill(slot, ids)
+
+    def decode(self, tokens):
+        self.calls.append(("decode", len(tokens)))
+        assert self.gate.wait(30)
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("the memory is full")
+        answers = self.engine.decode(tokens)
+        if self.nan_slot in answers:
+            answers[self.nan_slot] = np.full_like(answers[self.nan_slot], np.nan)
+        return answers
+
+    def release(self, slot):
+        self.engine.release(slot)
+
+    def close(self):
+        self.closed = True
+        self.engine.close()
+
+
+def alone(load, request):
+    with scheduling(load(1)) as scheduler:
+        return ids(scheduler.submit(request))
+
+
+def test_more_requests_than_slots_are_all_answered_as_if_alone(load):
+    requests = [ask(prompt=range(3, 5 + 9 * n), max_tokens=15 + 5 * n) for n in range(7)]
+    with scheduling(load(3)) as scheduler:
+        generations = [scheduler.submit(request) for request in requests]
+        answers = [ids(generation) for generation in generations]
+        stats = scheduler.stats()
+    assert answers == [alone(load, request) for request in requests]
+    assert [len(answer) for answer in answers] == [15 + 5 * n for n in range(7)]
+    assert stats["requests"]["length"] == 7
+    assert stats["tokens"] == sum(map(len, answers))
+    assert stats["prompt_tokens"] == sum(len(request.prompt) for request in requests)
+    assert (stats["slots"], stats["active"], stats["queued"]) == (3, 0, 0)
+
+
+def test_a_seed_gives_the_same_answer_whatever_shares_the_batch(load):
+    request = ask(max_tokens=40, sampling=Sampling(seed=11, temperature=1.2, top_p=0.95))
+    with scheduling(load(4)) as scheduler:
+        others = [
+            scheduler.submit(ask(prompt=range(2, 9 + n), sampling=Sampling(seed=n)))
+            for n in range(6)
+        ]
+        answer = ids(scheduler.submit(request))
+        assert all(len(ids(other)) == 20 for other in others)
+        other_seed = ids(scheduler.submit(ask(max_tokens=40, sampling=Sampling(seed=12))))
+    assert answer == alone(load, request)
+    assert answer != other_seed
+
+
+def test_the_stop_id_ends_the_answer_and_is_not_given(load):
+    with scheduling(load(1)) as scheduler:
+        whole = ids(scheduler.submit(ask()))
+        stop = whole[7]
+        generation = scheduler.submit(ask(stop_ids=frozenset({stop})))
+        assert ids(generation) == whole[: whole.index(stop)]
+        assert generation.finish_reason == "stop"
+        first = scheduler.submit(ask(stop_ids=frozenset({whole[0]})))
+        assert ids(first) == [] and first.finish_reason == "stop"
+
+
+def test_an_answer_ends_where_the_context_does(load):
+    with scheduling(load(1)) as scheduler:
+        generation = scheduler.submit(ask(prompt=[4] * (CONTEXT - 10), max_tokens=1000))
+        assert len(ids(generation)) == 10
+        assert generation.finish_reason == "length"
+        assert len(ids(scheduler.submit(ask(prompt=[4] * (CONTEXT - 1))))) == 1
+
+
+def test_cancelling_frees_the_slot_at_the_next_step(load):
+    with scheduling(load(1)) as scheduler:
+        first = scheduler.submit(ask(max_tokens=LONG))
+        second = scheduler.submit(ask(max_tokens=3))
+        next(first)
+        first.cancel()
+        assert len(ids(second)) == 3
+        with pytest.raises(RequestCancelled):
+            ids(first)
+        with pytest.raises(RequestCancelled):
+            next(first)
+        assert first.finish_reason is None
+        assert scheduler.stats()["requests"]["cancelled"] == 1
+
+
+def test_a_request_cancelled_in_the_queue_never_reaches_the_engine(load):
+    engine = Wrapped(load(1))
+    with scheduling(engine) as scheduler:
+        first = scheduler.submit(ask(max_tokens=LONG))
+        next(first)
+        second = scheduler.submit(ask(prompt=[9] * 33))
+        second.cancel()
+        with pytest.raises(RequestCancelled):
+            next(second)
+        assert ids(first)
+    assert ("prefill", 33) not in engine.calls
+
+
+def test_a_running_request_ends_at_its_deadline(load):
+    engine = Wrapped(load(1))
+    engine.gate.clear()
+    with scheduling(engine) as scheduler:
+        generation = scheduler.submit(ask(timeout=0.1))
+        next(generation)
+        time.sleep(0.15)
+        engine.gate.set()
+        with pytest.raises(DeadlineExceeded, match="ran out of its time"):
+            ids(generation)
+        assert scheduler.stats()["requests"]["deadline"] == 1
+        assert len(ids(scheduler.submit(ask()))) == 20
+
+
+def test_time_in_the_queue_counts(load):
+    engine = Wrapped(load(1))
+    with scheduling(engine) as scheduler:
+        first = scheduler.submit(ask(max_tokens=LONG))
+        next(first)
+        engine.gate.clear()
+        second = scheduler.submit(ask(prompt=[9] * 33, timeout=0.05))
+        time.sleep(0.1)
+        engine.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            next(second)
+        assert len(ids(first)) == LONG - 1
+    assert ("prefill", 33) not in engine.calls
+
+
+def test_a_reader_does_not_wait_for_an_engine_that_hangs(load, monkeypatch):
+    monkeypatch.setattr(serving.generation, "READER_GRACE", 0.1)
+    engine = Wrapped(load(1))
+    engine.gate.clear()
+    with scheduling(engine) as scheduler:
+        generation = scheduler.submit(ask(timeout=0.1))
+        next(generation)
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            next(generation)
+        assert time.monotonic() - began < 2
+        engine.gate.set()
+
+
+def test_a_full_queue_refuses(load):
+    engine = Wrapped(load(1))
+    engine.gate.clear()
+    with scheduling(engine, max_queue=1) as scheduler:
+        accepted = [scheduler.submit(ask()), scheduler.submit(ask())]
+        until(lambda: scheduler.stats()["active"] == 1)
+        with pytest.raises(Overloaded, match="1 requests are waiting") as caught:
+            scheduler.submit(ask())
+        assert "max_queue" in caught.value.hint
+        engine.gate.set()
+        assert [len(ids(generation)) for generation in accepted] == [20, 20]
+        assert len(ids(scheduler.submit(ask()))) == 20
+        assert scheduler.stats()["requests"]["refused"] == 1
+
+
+def test_without_a_queue_a_free_slot_still_takes_a_request(load):
+    with scheduling(load(1), max_queue=0) as scheduler:
+        assert len(ids(scheduler.submit(ask()))) == 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"prompt": ()}, InvalidRequest, "prompt"),
+        ({"prompt": (1, 10**6)}, InvalidRequest, "prompt"),
+        ({"prompt": (1, -1)}, InvalidRequest, "prompt"),
+        ({"max_tokens": 0}, InvalidRequest, "max_tokens"),
+        ({"timeout": 0.0}, InvalidRequest, "timeout"),
+        ({"sampling": Sampling(logit_bias={10**6: 1.0})}, InvalidRequest, "logit_bias"),
+        ({"prompt": (1,) * CONTEXT}, PromptTooLong, "prompt"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_before_the_queue(load, fields, error, param):
+    with scheduling(load(1)) as scheduler:
+        with pytest.raises(error) as caught:
+            scheduler.submit(ask(**fields))
+        assert caught.value.param == param and caught.value.hint
+        assert scheduler.stats()["prompt_tokens"] == 0
+
+
+def test_running_answers_go_on_between_the_pieces_of_a_long_prompt(load, monkeypatch):
+    monkeypatch.setattr(serving.scheduler, "PREFILL_CHUNK", 50)
+    engine = Wrapped(load(3))
+    request = ask(prompt=[3, 9] * 100, max_tokens=5)
+    with scheduling(engine) as scheduler:
+        running = scheduler.submit(ask(max_tokens=LONG))
+        next(running)
+        answer = ids(scheduler.submit(request))
+        running.cancel()
+    start = engine.calls.index(("prefill", 50))
+    assert engine.calls[start : start + 8] == [
+        *[("prefill", 50), ("decode", 1)] * 3,
+        ("prefill", 50),
+        ("decode", 2),
+    ]
+    monkeypatch.undo()
+    assert answer == alone(load, request)
+
+
+def test_an_engines_failure_ends_the_requests_it_met_and_the_next_is_served(load):
+    engine = Wrapped(load(2))
+    with scheduling(engine) as scheduler:
+        expected = ids(scheduler.submit(ask()))
+        met = [scheduler.submit(ask(max_tokens=LONG)) for _ in range(2)]
+        for generation in met:
+            next(generation)
+        engine.failures = 1
+        for generation in met:
+            with pytest.raises(EngineFailed, match="the memory is full"):
+                ids(generation)
+        assert scheduler.healthy
+        assert ids(scheduler.submit(ask())) == expected
+        assert scheduler.stats()["requests"]["failed"] == 2
+
+
+def test_repeated_failures_are_bad_health_until_a_step_succeeds(load):
+    engine = Wrapped(load(1))
+    engine.failures = 3
+    with scheduling(engine) as scheduler:
+        engine.prefill, good = lambda slot, ids: 1 / 0, engine.prefill
+        for _ in range(3):
+            assert scheduler.healthy
+            with pytest.raises(EngineFailed):
+                ids(scheduler.submit(ask()))
+        assert not scheduler.healthy
+        engine.prefill, engine.failures = good, 0
+        assert len(ids(scheduler.submit(ask()))) == 20
+        assert scheduler.healthy
+
+
+def test_logits_that_are_no_numbers_fail_one_request_only(load):
+    engine = Wrapped(load(2))
+    with scheduling(engine) as scheduler:
+        expected = ids(scheduler.submit(ask(max_tokens=LONG)))
+        first = scheduler.submit(ask(max_tokens=LONG))
+        second = scheduler.submit(ask(max_tokens=LONG))
+        next(first), next(second)
+        engine.nan_slot = 1
+        with pytest.raises(EngineFailed, match="not finite"):
+            ids(second)
+        assert ids(first) == expected[1:]
+
+
+def test_closing_lets_running_requests_end_within_the_drain(load):
+    engine = Wrapped(load(1))
+    scheduler = Scheduler(engine, max_queue=4)
+    generations = [scheduler.submit(ask()), scheduler.submit(ask())]
+    scheduler.close(drain=30)
+    assert [len(ids(generation)) for generation in generations] == [20, 20]
+    assert engine.closed and not scheduler.healthy
+    with pytest.raises(Overloaded, match="shutting down"):
+        scheduler.submit(ask())
+    scheduler.close()
+
+
+def test_closing_without_a_drain_ends_what_is_under_way(load):
+    engine = Wrapped(load(1))
+    engine.gate.clear()
+    scheduler = Scheduler(engine, max_queue=4)
+    running, queued = scheduler.submit(ask()), scheduler.submit(ask())
+    next(running)
+    threading.Timer(0.1, engine.gate.set).start()
+    scheduler.close()
+    for generation in (running, queued):
+        with pytest.raises(EngineFailed, match="shutting down"):
+            ids(generation)
+    assert engine.closed
+
+
+def test_an_idle_scheduler_costs_no_time(load):
+    with scheduling(load(1)) as scheduler:
+        ids(scheduler.submit(ask()))
+        until(lambda: scheduler.stats()["active"] == 0)
+        began = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - began < 0.1
+
+
+def test_many_threads_may_submit_and_cancel_at_once(load):
+    expected = alone(load, ask(max_tokens=30))
+    wrong = []
+
+    def client(number):
+        for turn in range(5):
+            generation = scheduler.submit(ask(max_tokens=30))
+            if (number + turn) % 3 == 0:
+                next(generation)
+                generation.cancel()
+            elif ids(generation) != expected:
+                wrong.append(number)
+
+    with scheduling(load(3)) as scheduler:
+        threads = [threading.Thread(target=client, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        until(lambda: scheduler.stats()["active"] + scheduler.stats()["queued"] == 0)
+        outcomes = scheduler.stats()["requests"]
+    assert not wrong
+    assert sum(outcomes.values()) == 40 and outcomes["length"] >= 26
+    assert outcomes["failed"] == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fastdeploy") is None, reason="no FastDeploy wheel")
+def test_a_killed_engine_fails_its_requests_and_serves_the_next(load):
+    engine = load(2, "fastdeploy")
+    with scheduling(engine) as scheduler:
+        expected = ids(scheduler.submit(ask()))
+        running = [scheduler.submit(ask(max_tokens=LONG)) for _ in range(2)]
+        for generation in running:
+            next(generation)
+        os.kill(engine._process.pid, signal.SIGKILL)
+        for generation in running:
+            with pytest.raises(EngineFailed):
+                ids(generation)
+        assert ids(scheduler.submit(ask())) == expected
