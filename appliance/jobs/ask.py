@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 
-from appliance.errors import DeployError, RequestError
+from appliance.errors import DeployError, PromptTooLong, RequestError
 from appliance.files import read_json
 from appliance.jobs.rows import Deployment
 
@@ -18,6 +19,7 @@ NO_PROXY = [("grpc.enable_http_proxy", 0)]  # a deployment of ours is never behi
 PROBE_SECONDS = 2.0
 ANSWER_SECONDS = 120.0
 ANSWER_TOKENS = 48
+GREETING = "Hello!"
 
 
 def reach(host: str) -> str:
@@ -84,28 +86,39 @@ def ask_both(serving: Deployment, bundle: Path, question: str) -> list[list[str]
         doors: tuple[tuple[str, Client], ...] = (("REST", rest), ("gRPC", rpc))
         for name, client in doors:
             try:
-                answer = ask(client, serving.name, question, chat=chat)
+                asked, answer = ask_within(client, serving, question, chat=chat)
             except (DeployError, RequestError) as error:
                 raise DeployError(
                     f"{name} of {serving.name} does not answer a question: {error.message}",
                     hint=error.hint,
                 ) from error
-            rows.append([name, question, answer])
+            rows.append([name, asked, answer])
     return rows
 
 
-def ask(client: Client, model: str, question: str, *, chat: bool) -> str:
-    """One greedy answer."""
+def ask_within(
+    client: Client, serving: Deployment, question: str, *, chat: bool
+) -> tuple[str, str]:
+    """Ask the question, or a greeting where the served context is too short for it; both texts."""
+    tokens = min(ANSWER_TOKENS, int(json.loads(serving.options)["max_length"]) // 4)
+    try:
+        return question, ask(client, serving.name, question, tokens, chat=chat)
+    except PromptTooLong:
+        return GREETING, ask(client, serving.name, GREETING, tokens, chat=chat)
+
+
+def ask(client: Client, model: str, question: str, tokens: int, *, chat: bool) -> str:
+    """One greedy answer of at most so many tokens."""
     if chat:
         answer = client.chat(
             [{"role": "user", "content": question}],
             model=model,
             temperature=0.0,
-            max_completion_tokens=ANSWER_TOKENS,
+            max_completion_tokens=tokens,
         )
     else:
         answer = client.generate(
-            question, model=model, temperature=0.0, max_completion_tokens=ANSWER_TOKENS
+            question, model=model, temperature=0.0, max_completion_tokens=tokens
         )
     return answer.text.strip()
 

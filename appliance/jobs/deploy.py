@@ -238,9 +238,7 @@ def locked(name: str) -> Iterator[None]:
 
 def end_servers(name: str) -> int:
     """End every server of a deployment, recorded or not; how many there were."""
-    servers = processes.carrying(VARIABLE, str(folder(name)))
-    processes.end(servers, STOP_SECONDS)
-    return len(servers)
+    return processes.end_carrying(VARIABLE, str(folder(name)), STOP_SECONDS)
 
 
 def down(store: Store, name: str) -> str:
@@ -265,4 +263,4 @@ def question_for(evaluated: Path | None) -> str:
         answers = read_json(evaluated / "report.json").get("answers") or []
         if answers:
             return str(answers[0]["question"])
-    return "Hello! What can you do?"
+    return ask.GREETING

@@ -107,6 +107,4 @@ def environment(folder: Path) -> dict[str, str]:
 
 def end_leftovers(folder: Path, *, grace: float = GRACE_SECONDS) -> int:
     """End the processes that still work for a job whose controller is gone; how many there were."""
-    leftovers = processes.carrying(JOB_VARIABLE, str(folder))
-    processes.end(leftovers, grace)
-    return len(leftovers)
+    return processes.end_carrying(JOB_VARIABLE, str(folder), grace)

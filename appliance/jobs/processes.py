@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import psutil
 
+LAST_GRACE = 2.0  # seconds for what its parent should have ended
 KILL_WAIT = 5.0  # seconds for the kernel to take a killed process away
 
 
@@ -62,17 +64,56 @@ def carrying(variable: str, value: str) -> list[psutil.Process]:
     return found
 
 
-def end(victims: Sequence[psutil.Process], grace: float) -> None:
-    """Ask processes to end; kill those that have not after `grace` seconds."""
-    for process in victims:
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-            process.resume()  # a stopped process hears nothing until it goes on
-    _, stubborn = psutil.wait_procs(victims, timeout=grace)
+def end_carrying(variable: str, value: str, grace: float) -> int:
+    """End the processes that `carrying` finds; how many there were.
+
+    The topmost are asked first and have `grace` seconds to end their children in good order, a
+    server its engine for one. What is left then is asked once more, and killed.
+    """
+    found = carrying(variable, value)
+    numbers = {process.pid for process in found}
+    tops = [process for process in found if parent(process) not in numbers]
+    ask_to_end(found, tops)
+    living(tops, grace)
+    rest = carrying(variable, value)
+    ask_to_end(rest, rest)
+    stubborn = living(rest, min(grace, LAST_GRACE))
     for process in stubborn:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(stubborn, timeout=KILL_WAIT)
+    living(stubborn, KILL_WAIT)
+    return len(found)
+
+
+def living(waited: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """The processes that still live when `seconds` have passed; it waits no longer than it must.
+
+    A process whose parent has not asked for its exit code yet does not live.
+    """
+    deadline = time.monotonic() + seconds
+    left = list(waited)
+    while left := [process for process in left if mark(process.pid) and process.is_running()]:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.05)
+    return left
+
+
+def ask_to_end(stopped: Sequence[psutil.Process], asked: Sequence[psutil.Process]) -> None:
+    """SIGTERM for `asked`; SIGCONT for `stopped`, for a stopped process hears nothing."""
+    for process in asked:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    for process in stopped:
+        with contextlib.suppress(psutil.Error):
+            process.resume()
+
+
+def parent(process: psutil.Process) -> int | None:
+    """The number of a process's parent; None where the process is gone."""
+    with contextlib.suppress(psutil.Error):
+        return int(process.ppid())
+    return None
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:

@@ -19,7 +19,7 @@ from appliance.jobs.rows import Deployment, Job
 from appliance.jobs.store import Store
 from appliance.machine import measure
 from appliance.plan.plan import make_plan
-from appliance.recipe import Recipe
+from appliance.recipe import Recipe, find_recipe, load_recipe
 
 DETACH_SECONDS = 30.0  # until a controller in the background must hold its job
 CANCEL_SECONDS = 45.0  # until a controller must have ended its stage; longer than its grace
@@ -35,14 +35,13 @@ def up(
     programs: str = launcher.PROGRAMS,
 ) -> None:
     """Check a recipe and run it. A job of the same recipe that was not finished is gone on with."""
-    from appliance.recipe import find_recipe, load_recipe
 
     path = find_recipe(path)
     store = Store()
     serving = [d for d in store.deployments() if d.lives]
     recipe = load_recipe(path, our_ports={p for d in serving for p in (d.rest_port, d.grpc_port)})
     check_deployments(recipe, serving)
-    job = submit(store, recipe, path, console, until=until)
+    job = submit(store, recipe, find_recipe(path), console, until=until)
     start(store, job, console, detach=detach, programs=programs)
 
 
