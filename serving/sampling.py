@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from appliance.errors import EngineFailed, InvalidRequest
 
 MAX_LOGPROBS = 20
+BLOCK = 64
 GREEDY_BELOW = 1e-5  # temperatures that leave no choice in float32
 
 
@@ -138,17 +139,47 @@ def draw(scores: NDArray[np.float32], number: float, top_k: int, top_p: float) -
     """
     ids: NDArray[np.int64] | None = None
     if 0 < top_k < scores.size:
-        ids = np.argpartition(scores, -top_k)[-top_k:]
+        ids = largest(scores, top_k)
         scores = scores[ids]
     weights = np.exp(scores)
     if top_p < 1:
         kept = nucleus(weights, top_p)
         ids = kept if ids is None else ids[kept]
         weights = weights[kept]
-    sums = np.cumsum(weights, dtype=np.float64)
-    target = min(number * sums[-1], np.nextafter(sums[-1], 0))
-    place = int(np.searchsorted(sums, target, side="right"))
+    place = fall(weights, number)
     return place if ids is None else int(ids[place])
+
+
+def fall(weights: NDArray[np.float32], number: float) -> int:
+    """The place in weights `[N]` where their running sum exceeds `number`, from [0, 1), of it all.
+
+    First finds the block, then the place in it: a running sum over all of a vocabulary takes
+    numpy twenty times as long.
+    """
+    starts = np.arange(0, weights.size, BLOCK)
+    sums = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    target = min(number * sums[-1], np.nextafter(sums[-1], 0))
+    block = int(np.searchsorted(sums, target, side="right"))
+    start = int(starts[block])
+    within = np.cumsum(weights[start : start + BLOCK], dtype=np.float64)
+    within += sums[block] - within[-1]  # both sums end at the same number, so that none is missed
+    return start + int(np.searchsorted(within, target, side="right"))
+
+
+def largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Places of the `count` largest values `[N]`, largest first.
+
+    The count-th largest of the blocks' maxima is at most the count-th largest value, so that
+    only what reaches it is sorted.
+    """
+    starts = np.arange(0, values.size, BLOCK)
+    if count < starts.size:
+        bound = np.partition(np.maximum.reduceat(values, starts), -count)[-count]
+        places = np.flatnonzero(values >= bound)
+    else:
+        places = np.argpartition(values, -count)[-count:]
+    order = np.argsort(-values[places], kind="stable")[:count]
+    return np.asarray(places[order], np.int64)
 
 
 def nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
@@ -158,14 +189,13 @@ def nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
     is rarely sorted whole.
     """
     enough = top_p * weights.sum(dtype=np.float64)
-    count = 64
+    count = 32
     while True:
         count = min(count, weights.size)
-        largest = np.argpartition(weights, -count)[-count:]
-        largest = largest[np.argsort(-weights[largest], kind="stable")]
-        sums = np.cumsum(weights[largest], dtype=np.float64)
+        places = largest(weights, count)
+        sums = np.cumsum(weights[places], dtype=np.float64)
         if sums[-1] >= enough or count == weights.size:
-            return largest[: int(np.searchsorted(sums, enough)) + 1]
+            return places[: int(np.searchsorted(sums, enough)) + 1]
         count *= 8
 
 
@@ -175,10 +205,7 @@ def log_probabilities(
     """The natural log probability of one token, and the `count` likeliest (id, log probability)."""
     peak = float(logits.max())
     total = peak + float(np.log(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
-    top: list[int] = []
-    if count:
-        largest = np.argpartition(logits, -count)[-count:]
-        top = largest[np.argsort(-logits[largest], kind="stable")].tolist()
+    top = largest(logits, count).tolist() if count else []
     return float(logits[chosen]) - total, tuple((i, float(logits[i]) - total) for i in top)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from appliance.errors import EngineFailed, InvalidRequest
-from serving.sampling import Sampler, Sampling, draw, nucleus
+from serving.sampling import Sampler, Sampling, draw, fall, largest, nucleus
 
 RNG = np.random.default_rng(7)
 LOGITS = (2 * RNG.standard_normal(50)).astype(np.float32)
@@ -70,6 +70,27 @@ def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_whole_sort(spread, top_p
     kept = nucleus(weights, top_p)
     assert kept.size == count == np.unique(kept).size
     np.testing.assert_array_equal(weights[kept], np.sort(weights)[::-1][:count])
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 1000, 49_152])
+def test_the_place_is_where_the_running_sum_exceeds_the_number(size):
+    weights = np.random.default_rng(size).random(size, np.float32)
+    weights[::3] = 0
+    weights[-1] = 0.5
+    sums = np.cumsum(weights, dtype=np.float64)
+    for number in [0.0, *np.random.default_rng(2).random(50), 1 - 2**-53]:
+        place = fall(weights, number)
+        assert weights[place] > 0
+        assert sums[place] >= number * sums[-1] - 1e-6
+        assert sums[place] - weights[place] <= number * sums[-1] + 1e-6
+
+
+@pytest.mark.parametrize("count", [1, 2, 20, 700, 40_000, 49_152])
+def test_the_largest_are_those_of_a_whole_sort_ties_and_all(count):
+    values = np.random.default_rng(3).standard_normal(49_152).round(2).astype(np.float32)
+    places = largest(values, count)
+    assert np.unique(places).size == count
+    np.testing.assert_array_equal(values[places], np.sort(values)[::-1][:count])
 
 
 def test_top_p_counts_what_top_k_left():
