@@ -23,9 +23,8 @@ class Adapter:
     """A LoRA adapter as PaddleNLP trains it: lora_A [in, rank], lora_B [rank, out]."""
 
     factors: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
-    """By the Hugging Face name of the weight that they change."""
+    """By PaddleNLP's name of the weight that they change."""
     scale: float
-    base_sha256: str
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -46,7 +45,7 @@ def read_adapter(folder: Path) -> Adapter:
         factors[f"{layer}.weight"] = (state[layer + ends[0]], state[layer + ends[1]])
     if not factors:
         raise BundleError(f"{folder} holds no LoRA weights", hint="Train the adapter anew.")
-    return Adapter(factors, float(facts["scale"]), str(facts["base_sha256"]))
+    return Adapter(factors, float(facts["scale"]))
 
 
 def merge_adapter(
@@ -57,15 +56,13 @@ def merge_adapter(
     Raises BundleError where the adapter was trained on other weights than `base` holds, or
     names a layer that it lacks.
     """
-    found = read_adapter(adapter)
-    held = weights_sha256(base)
-    if held != found.base_sha256:
+    trained_on, held = str(_facts(adapter)["base_sha256"]), weights_sha256(base)
+    if held != trained_on:
         raise BundleError(
-            f"the adapter was trained on weights {found.base_sha256[:12]}…, "
-            f"the base holds {held[:12]}…",
+            f"the adapter was trained on weights {trained_on[:12]}…, the base holds {held[:12]}…",
             hint="Merge it into the base that it was trained on, or train it anew on this one.",
         )
-    weights = Weights.open(base)
+    found, weights = read_adapter(adapter), Weights.open(base)
     by_name = {paddlenlp_name(name): name for name in weights.tensors}
     changes = {}
     for name, factors in found.factors.items():
