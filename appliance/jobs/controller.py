@@ -177,11 +177,8 @@ class Run:
                 self.check()
                 watch.read()
                 time.sleep(POLL_SECONDS)
-        except BaseException:
-            self.display.end(stage.name, "stopped", "stopping …")
-            asked = self.signals.count
-            worker.end(hurry=lambda: self.signals.count > asked)
-            self.display.end(stage.name, "stopped", "stopped")
+        except BaseException as error:
+            self.stop(stage.name, worker, at_once=isinstance(error, LeaseLost))
             raise
         finally:
             worker.close()
@@ -195,6 +192,14 @@ class Run:
             raise self.failed(
                 stage.name, code, failure(stage.name, code, watch.error, watch.printed)
             )
+
+    def stop(self, name: str, worker: launcher.Worker, *, at_once: bool) -> None:
+        """End a stage's program, which may save its state first where that is still its own."""
+        asked = self.signals.count
+        if not at_once:
+            self.display.say(f"{name}: stopping; Ctrl-C stops it at once", "yellow")
+        worker.end(hurry=lambda: at_once or self.signals.count > asked)
+        self.display.end(name, "stopped", "stopped")
 
     def failed(self, name: str, code: int | None, error: ApplianceError) -> ApplianceError:
         """Write down that a stage failed; the error to raise."""

@@ -17,7 +17,8 @@ from appliance.jobs.artifacts import Stage
 
 PROGRAMS = "appliance.training"  # the package whose modules are the stage programs
 JOB_VARIABLE = "APPLIANCE_JOB"  # the job's folder, for every process that works for it
-GRACE_SECONDS = 20.0  # between asking a stage to end and killing it
+GRACE_SECONDS = 90.0  # between asking a stage to end and killing it: training saves its step
+LEFTOVER_SECONDS = 20.0  # the same for what a dead controller left, which knows that it must end
 
 
 @dataclass
@@ -105,6 +106,6 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def end_leftovers(folder: Path, *, grace: float = GRACE_SECONDS) -> int:
+def end_leftovers(folder: Path, *, grace: float = LEFTOVER_SECONDS) -> int:
     """End the processes that still work for a job whose controller is gone; how many there were."""
     return processes.end_carrying(JOB_VARIABLE, str(folder), grace)

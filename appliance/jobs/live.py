@@ -60,6 +60,7 @@ class Display:
     live: Live | None = field(init=False, default=None)
     spinner: Spinner = field(init=False, default_factory=lambda: Spinner("dots", style="cyan"))
     said: float = field(init=False, default=0.0)
+    metrics: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.lines = {name: Line(name) for name in self.stages}
@@ -109,7 +110,7 @@ class Display:
         if kind == "progress":
             self._progress(self.lines[name], event)
         elif kind == "metric":
-            self.say(f"{name}: {event['name']} {figure(float(event['value']))}")
+            self._metric(f"{name}: {event['name']}", float(event["value"]))
         elif kind == "note":
             self.say(f"{name}: {event['text']}")
         elif kind == "warning":
@@ -139,6 +140,15 @@ class Display:
         if now - self.said >= PLAIN_SECONDS or line.done >= line.total:
             self.said = now
             self._news(f"{line.name}: {line.text}")
+
+    def _metric(self, name: str, value: float) -> None:
+        """A figure; one that comes at every step is shown now and then, and is all in the log."""
+        now, text = time.monotonic(), f"{name} {figure(value)}"
+        if now - self.metrics.get(name, -PLAIN_SECONDS) < PLAIN_SECONDS:
+            self.log.write(text)
+            return
+        self.metrics[name] = now
+        self.say(text)
 
     def _table(self, event: dict[str, Any]) -> None:
         def render(console: Console) -> None:

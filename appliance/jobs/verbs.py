@@ -22,7 +22,7 @@ from appliance.plan.plan import make_plan
 from appliance.recipe import Recipe, find_recipe, load_recipe
 
 DETACH_SECONDS = 30.0  # until a controller in the background must hold its job
-CANCEL_SECONDS = 45.0  # until a controller must have ended its stage; longer than its grace
+CANCEL_SECONDS = 110.0  # until a controller must have ended its stage; longer than its grace
 POLL_SECONDS = 0.2
 
 
