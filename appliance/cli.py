@@ -294,7 +294,9 @@ def chat(
     address: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ADDRESS]", help="Default: http://127.0.0.1:8000; 127.0.0.1:8001 for gRPC."
+            metavar="[ADDRESS]",
+            help="An address or a deployment's name. Default: the running deployment, "
+            "else http://127.0.0.1:8000, or 127.0.0.1:8001 for gRPC.",
         ),
     ] = None,
     grpc: Annotated[bool, typer.Option("--grpc", help="Talk over gRPC.")] = False,
@@ -312,6 +314,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
 ) -> None:
     """Talk to a served model. /help in it lists its commands."""
+    from appliance.jobs.address import address_of
     from serving.client import chat as terminal
     from serving.client.results import Options
 
@@ -329,7 +332,7 @@ def chat(
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    with terminal.connect(address, grpc=grpc) as client:
+    with terminal.connect(address_of(address, grpc=grpc), grpc=grpc) as client:
         conversation = terminal.Conversation(client, options, system)
         if message is not None:
             terminal.once(conversation, message, write)

@@ -6,6 +6,7 @@ pieces back; everything that an answer depends on is here.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -30,6 +31,8 @@ from serving.requests import (
 )
 from serving.scheduler import Request, Scheduler
 
+logger = logging.getLogger(__name__)
+
 
 class Answer:
     """What a request gets: iterate once for its pieces. Ends its generations when left early."""
@@ -46,10 +49,24 @@ class Answer:
 
     def __iter__(self) -> Iterator[Delta]:
         """Pieces of all choices as they come. Raises a RequestError where the answer breaks off."""
+        began, outcome = time.monotonic(), "left"
         try:
             yield from interleave(self._choices)
+            outcome = "answered"
+        except RequestError as error:
+            outcome = type(error).__name__
+            raise
         finally:
             self.cancel()
+            usage, seconds = self.usage, time.monotonic() - began
+            logger.info(
+                "%s %s: %d tokens read, %d generated, %.2f s",
+                self.id,
+                outcome,
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                seconds,
+            )
 
     def gather(self) -> list[Whole]:
         """All choices, whole. Raises what iterating raises."""
@@ -85,12 +102,11 @@ class Core:
         *,
         name: str,
         request_timeout: float,
-        max_length: int | None = None,
     ) -> None:
         self.name = name
         self.created = int(time.time())
-        self.max_length = max_length or bundle.graph.max_length
-        """Longest prompt and answer together, in tokens: the engine's, by default the graph's."""
+        self.max_length = scheduler.max_length
+        """Longest prompt and answer together, in tokens."""
         self.fingerprint = f"fp_{str(bundle.manifest['seal'])[:12]}"
         """Names the sealed bundle, so that a client sees when another model answers."""
         self._tokenizer = bundle.tokenizer

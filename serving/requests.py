@@ -281,4 +281,5 @@ def _sentence(shape: type[SamplingFields], error: dict[str, Any]) -> str:
         return f"{param} is missing"
     if error["type"] == "value_error":
         return f"{param}: {text}" if error["loc"] else text
-    return f"{param or 'the body'}: {text[:1].lower()}{text[1:]} (it is {repr(error['input'])[:60]})"
+    found = repr(error["input"])[:60]
+    return f"{param or 'the body'}: {text[:1].lower()}{text[1:]} (it is {found})"

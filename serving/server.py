@@ -87,7 +87,7 @@ def serve(options: Options) -> None:
 @contextlib.contextmanager
 def running(options: Options) -> Iterator[Running]:
     """Both doors, open within the block; at its end requests drain. Raises as `serve` does."""
-    _check_name(options.name)
+    _check(options)
     bundle = open_bundle(options.bundle)
     requests = options.slots + options.max_queue
     # Ports first: a taken one is an error at once, not after the model is loaded.
@@ -125,7 +125,6 @@ def make_core(bundle: Bundle, options: Options) -> Core:
         bundle,
         Scheduler(engine, max_queue=options.max_queue),
         name=options.name or bundle.name,
-        max_length=engine.max_length,
         request_timeout=options.request_timeout,
     )
 
@@ -143,11 +142,23 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _check_name(name: str | None) -> None:
-    if name is not None and not name.strip():
-        raise DeployError(
-            "the model's name is empty", hint="Give one with --name, or leave it out."
-        )
+def _check(options: Options) -> None:
+    """Raises DeployError naming the option that cannot be."""
+    bounds: tuple[tuple[str, float | None, float, float], ...] = (
+        ("rest-port", options.rest_port, 0, 65535),
+        ("grpc-port", options.grpc_port, 0, 65535),
+        ("slots", options.slots, 1, 1024),
+        ("max-length", options.max_length, 1, float("inf")),
+        ("max-queue", options.max_queue, 0, 10_000),
+        ("request-timeout", options.request_timeout, 0.001, float("inf")),
+        ("threads", options.threads, 1, 1024),
+        ("drain", options.drain, 0, 3600),
+    )
+    for name, value, low, high in bounds:
+        if value is not None and not low <= value <= high:
+            raise DeployError(f"--{name} is {value}", hint=f"Allowed: {low:g} to {high:g}.")
+    if options.name is not None and not options.name.strip():
+        raise DeployError("--name is empty", hint="Name the model, or leave --name out.")
 
 
 def _url_host(host: str) -> str:

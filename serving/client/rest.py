@@ -26,6 +26,7 @@ from serving.client.results import (
 from serving.table import error_of
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class RestClient:
@@ -33,10 +34,14 @@ class RestClient:
     between two pieces of a stream. See `results.Client`."""
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = TIMEOUT) -> None:
-        self.address = address if "://" in address else f"http://{address}"
+        address = address if "://" in address else f"http://{address}"
+        # OpenAI's clients are given the address with /v1; both are meant.
+        self.address = address.rstrip("/").removesuffix("/v1")
         limits = httpx.Timeout(timeout, connect=CONNECT_TIMEOUT)
         try:
-            self._http = httpx.Client(base_url=self.address, timeout=limits)
+            # The environment's proxy cannot reach this machine's own addresses.
+            proxies = httpx.URL(self.address).host not in LOOPBACK
+            self._http = httpx.Client(base_url=self.address, timeout=limits, trust_env=proxies)
         except httpx.InvalidURL as error:
             raise DeployError(
                 f"{address!r} is no address: {error}", hint=f"One looks like {DEFAULT_ADDRESS}."

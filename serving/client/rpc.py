@@ -46,10 +46,11 @@ class RpcClient:
             options=(
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
                 ("grpc.max_send_message_length", MAX_MESSAGE),
+                # The environment's proxy speaks HTTP/1.1.
+                ("grpc.enable_http_proxy", 0),
             ),
         )
         self._stub = pb_grpc.LanguageModelStub(self._channel)
-        self._reached = False
 
     def chat(self, messages: Messages, **options: Unpack[Options]) -> Answer:
         """Answer a conversation."""

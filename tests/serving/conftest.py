@@ -72,9 +72,7 @@ def scripted_core(
     vocab_size = bundle.graph.vocab_size
     scripted = Scripted(script, vocab_size=vocab_size, **engine)  # type: ignore[arg-type]
     scheduler = Scheduler(scripted, max_queue=max_queue)
-    core = Core(
-        bundle, scheduler, name="tiny", request_timeout=timeout, max_length=scripted.max_length
-    )
+    core = Core(bundle, scheduler, name="tiny", request_timeout=timeout)
     try:
         yield core
     finally:

@@ -140,6 +140,17 @@ def test_nothing_listens(kind: type[RestClient] | type[RpcClient]) -> None:
                 assert "appliance serve" in caught.value.hint
 
 
+def test_a_proxy_of_the_environment_is_for_the_outside(
+    rest_address: str, rpc_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with RestClient(f"{rest_address}/v1/") as rest, RpcClient(rpc_address) as rpc:
+        assert rest.models() == rpc.models()
+
+
 def test_the_wrong_port(rest_address: str, rpc_address: str) -> None:
     with RestClient(rpc_address) as client, pytest.raises((DeployError, EngineFailed)):
         client.models()

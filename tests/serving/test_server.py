@@ -145,6 +145,15 @@ def test_a_second_server_does_not_start_on_the_same_port(tiny_bundle: Path) -> N
         assert port in err
 
 
+@pytest.mark.parametrize("wrong", [("--rest-port", "70000"), ("--slots", "0"), ("--name", " ")])
+def test_options_that_cannot_be(tiny_bundle: Path, wrong: tuple[str, str]) -> None:
+    with server(tiny_bundle, *FREE, *wrong) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert wrong[0] in err
+    assert "Traceback" not in err
+
+
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(DeployError, match=r"192\.0\.2\.1"):
         listen("192.0.2.1", 0)
