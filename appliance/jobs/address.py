@@ -12,6 +12,8 @@ def address_of(named: str | None, *, grpc: bool) -> str | None:
 
     Raises DeployError where nothing is named and several deployments run.
     """
+    if named is not None and ":" in named:
+        return named
     running = {serving.name: serving for serving in running_deployments()}
     if named is not None and named not in running:
         return named
