@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "appliance.home": {"appliance.errors"},
     "appliance.recipe": BASE | {"appliance.data", "appliance.bundle", "appliance.machine"},
     "appliance.machine": BASE,
+    "appliance.recipes": set(),
     "appliance.doctor": INPUTS,
     "appliance.crash": BASE,
     "appliance.plan": INPUTS,

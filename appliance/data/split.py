@@ -38,7 +38,8 @@ def hold_out(
         if len(held) < count and len(held) + len(group) <= 1.5 * count:
             held.update(group)
     if count and not held and len(order) > 1:
-        held.update(min(order, key=len))
+        rarest = min(order, key=len)
+        held.update(rarest)
     train = [row for index, row in enumerate(rows) if index not in held]
     return train, [row for index, row in enumerate(rows) if index in held]
 

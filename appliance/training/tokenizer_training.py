@@ -60,7 +60,8 @@ def train_sentencepiece(texts: Iterable[str], settings: TokenizerTraining, targe
             raise DataError(
                 f"no tokenizer of {settings.vocab_size} pieces can be trained on this text: "
                 f"{str(error).rpartition('] ')[2]}",
-                hint="Give more text, or change model.tokenizer.vocab_size.",
+                hint="Change model.tokenizer.vocab_size as it says; fewer pieces do where "
+                "model.tokenizer.character_coverage is lower, more with more text.",
             ) from error
     _round_scores(target)
 
