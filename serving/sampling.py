@@ -172,6 +172,7 @@ def largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     The count-th largest of the blocks' maxima is at most the count-th largest value, so that
     only what reaches it is sorted.
     """
+    count = min(count, values.size)
     starts = np.arange(0, values.size, BLOCK)
     if count < starts.size:
         bound = np.partition(np.maximum.reduceat(values, starts), -count)[-count]

@@ -82,6 +82,7 @@ class ProcessEngine:
             self._connection.send(self._settings)
             status, *answer = self._receive(LOAD_DEADLINE)
         except (RuntimeError, OSError) as error:
+            self._connection.close()
             raise MachineError(
                 f"FastDeploy's {self._settings.backend} backend did not load: {error}",
                 hint="The log above says why. `serve.engine: onnxruntime` runs the same graph.",

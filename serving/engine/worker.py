@@ -38,7 +38,9 @@ class Settings:
 
 def main() -> int:
     """Load the engine and answer calls until the socket closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # Ctrl-C and service managers reach the whole group: the parent may still be draining.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     try:
         engine = _load(connection)

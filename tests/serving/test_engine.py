@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import threading
 import time
 from contextlib import closing
 
@@ -213,6 +214,36 @@ def test_a_worker_ends_with_its_engine(bundle):
             return
         time.sleep(0.01)
     pytest.fail("the worker is still there")
+
+
+@pytest.mark.skipif(NO_WHEEL, reason="no FastDeploy wheel")
+def test_ctrl_c_to_the_whole_group_leaves_the_worker_to_its_parent(bundle, alone):
+    with load(bundle, "fastdeploy") as engine:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(engine._process.pid, number)
+        np.testing.assert_allclose(engine.prefill(0, [7, 8]), alone([7, 8]), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("runtime", "backend"), RUNTIMES[:2])
+def test_other_threads_go_on_while_the_engine_works(long_bundle, runtime, backend):
+    """FastDeploy holds Python's lock through a step: in one process the doors would stand still."""
+    ticks, done = [], threading.Event()
+
+    def tick():
+        while not done.wait(0.002):
+            ticks.append(time.monotonic())
+
+    opened = open_bundle(long_bundle)
+    with load(opened, runtime, backend, slots=1, max_length=4000) as engine:
+        thread = threading.Thread(target=tick)
+        thread.start()
+        began = time.monotonic()
+        engine.prefill(0, prompt(opened, 3500))
+        took = time.monotonic() - began
+        done.set()
+        thread.join()
+    gaps = np.diff([began, *(t for t in ticks if began < t < began + took), began + took])
+    assert took > 0.1 and gaps.max() < took / 2
 
 
 def test_a_missing_fastdeploy_names_the_engine_to_take_instead(bundle, tmp_path, monkeypatch):
