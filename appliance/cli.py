@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from appliance.errors import ApplianceError, Interrupted
+from appliance.provision_cli import provision_app
 from appliance.version import __version__
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
 bundle_app = typer.Typer(help="Check bundles.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(provision_app, name="provision")
 
 JOB_HELP = "A job's id, the start of one, or `latest`."
 JobReference = Annotated[str, typer.Argument(metavar="JOB", help=JOB_HELP)]
@@ -157,11 +159,10 @@ def up(
     Stages: prepare, train, evaluate, merge, export, verify, deploy. What is done already is not
     done again. Safe to interrupt: the same command, or `resume`, goes on.
     """
-    from rich.console import Console
-
     from appliance.jobs import verbs
+    from appliance.jobs.live import Screen
 
-    verbs.up(recipe, Console(), detach=detach, until=until)
+    verbs.up(recipe, Screen(), detach=detach, until=until)
 
 
 @app.command()
@@ -172,11 +173,10 @@ def resume(
     ] = False,
 ) -> None:
     """Go on with a job that was interrupted or failed."""
-    from rich.console import Console
-
     from appliance.jobs import verbs
+    from appliance.jobs.live import Screen
 
-    verbs.resume(job, Console(), detach=detach)
+    verbs.resume(job, Screen(), detach=detach)
 
 
 @app.command()

@@ -196,9 +196,11 @@ class Run:
     def stop(self, name: str, worker: launcher.Worker, *, at_once: bool) -> None:
         """End a stage's program, which may save its state first where that is still its own."""
         asked = self.signals.count
-        if not at_once:
-            self.display.say(f"{name}: stopping; Ctrl-C stops it at once", "yellow")
-        worker.end(hurry=lambda: at_once or self.signals.count > asked)
+        try:
+            if not at_once:
+                self.display.say(f"{name}: stopping; Ctrl-C stops it at once", "yellow")
+        finally:
+            worker.end(hurry=lambda: at_once or self.signals.count > asked)
         self.display.end(name, "stopped", "stopped")
 
     def failed(self, name: str, code: int | None, error: ApplianceError) -> ApplianceError:

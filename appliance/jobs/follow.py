@@ -25,7 +25,8 @@ class Follower:
         whole = block[: block.rfind(b"\n") + 1]
         self.offset += len(whole)
         # A progress bar of a library's rewrites its line: only what it wrote last counts.
-        return [line.rsplit("\r", 1)[-1] for line in whole.decode(errors="replace").splitlines()]
+        lines = whole.decode(errors="replace").split("\n")[:-1]
+        return [line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines]
 
 
 class Log:

@@ -5,6 +5,7 @@ Whatever is shown is in the job's log too, a line each with its time.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from dataclasses import dataclass, field
@@ -25,6 +26,15 @@ PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal, a
 LOG_WIDTH = 100  # columns of a table in the log
 
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("■", "yellow")}
+
+
+class Screen(Console):
+    """A console whose reader may go away, `appliance up … | head` for one: the job goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Write to nowhere from now on."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
 
 
 @dataclass
@@ -85,7 +95,7 @@ class Display:
     def say(self, text: str, style: str = "") -> None:
         """One line, or a few, for the reader."""
         self.log.write(text)
-        self.console.print(Text(text, style=style), soft_wrap=self.live is None)
+        self._show(Text(text, style=style))
 
     def start(self, name: str) -> None:
         """A stage begins."""
@@ -124,6 +134,15 @@ class Display:
 
     # --- how it shows it ----------------------------------------------------------------------
 
+    def _show(self, *shown: RenderableType) -> None:
+        """Print; a terminal that is gone (EIO) is no reason to stop."""
+        try:
+            for one in shown:
+                self.console.print(one, soft_wrap=self.live is None and isinstance(one, Text))
+        except OSError as error:
+            self.console.quiet = True
+            self.log.write(f"nothing can be shown any more: {error}")
+
     def _news(self, text: str) -> None:
         """A change that the list of stages shows by itself on a terminal."""
         if self.live is None:
@@ -151,14 +170,13 @@ class Display:
         self.say(text)
 
     def _table(self, event: dict[str, Any]) -> None:
-        def render(console: Console) -> None:
-            console.print(Text(str(event["title"]), style="bold"))
-            console.print(table(event["columns"], event["rows"]))
-
-        render(self.console)
+        title = Text(str(event["title"]), style="bold")
+        shown = table(event["columns"], event["rows"])
+        self._show(title, shown)
         page = Console(file=io.StringIO(), width=LOG_WIDTH, color_system=None)
-        render(page)
-        self.log.write(page.file.getvalue())  # type: ignore[attr-defined]
+        with page.capture() as text:
+            page.print(title, shown, sep="\n")
+        self.log.write(text.get())
 
     def render(self) -> RenderableType:
         """The list of stages with the running one's bar, for a terminal."""

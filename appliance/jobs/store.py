@@ -336,8 +336,10 @@ class LeaseLost(JobError):
 def lost(lease: Lease) -> LeaseLost:
     """The error of a controller whose job another one took over."""
     return LeaseLost(
-        f"{lease.job} was taken over by another controller",
-        hint=f"`appliance logs -f {lease.job}` follows it.",
+        f"this controller no longer holds {lease.job}: another one took it over, or this one stood"
+        " still for too long",
+        hint=f"`appliance logs -f {lease.job}` follows it, `appliance resume {lease.job}` goes on"
+        " with it where nobody does.",
     )
 
 

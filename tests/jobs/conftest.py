@@ -93,7 +93,7 @@ def control(home):
         process.communicate()
 
 
-def wait_until(true: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until something is so; errors of a thing that is not there yet count as not so."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from appliance import cli
 from appliance.jobs import verbs
+from appliance.jobs.live import Screen
 from appliance.jobs.store import Store
 from appliance.recipe import Recipe
 
@@ -35,10 +34,10 @@ def run() -> None:
     if verb == "up":
         name, data = rest
         store = Store()
-        job = verbs.submit(store, tiny_recipe(name, data), Path(data), Console(), until="verify")
-        verbs.start(store, job, Console(), detach=False, programs=PROGRAMS)
+        job = verbs.submit(store, tiny_recipe(name, data), Path(data), Screen(), until="verify")
+        verbs.start(store, job, Screen(), detach=False, programs=PROGRAMS)
     else:
-        verbs.resume(rest[0], Console(), programs=PROGRAMS)
+        verbs.resume(rest[0], Screen(), programs=PROGRAMS)
 
 
 if __name__ == "__main__":

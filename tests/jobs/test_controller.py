@@ -205,7 +205,7 @@ def test_a_controller_that_lost_its_lease_ends_its_worker_and_stops(control, hom
     os.kill(process.pid, signal.SIGCONT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 2
-    assert "was taken over by another controller" in err
+    assert f"no longer holds {control.job.id}" in err
     assert workers(control.job, home) == []
     assert control.job.status == "interrupted", "the loser wrote nothing"
     store.close()
@@ -218,3 +218,14 @@ def test_every_line_of_the_log_has_its_time(control, home):
     text = "\n".join(lines)
     assert "train: 4/4 steps · loss 0.5 · 99 tokens/s" in text
     assert "train | train works as" in text, "what the program prints is there too"
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_job(control, home):
+    process = control.start_up(TINY_STEPS="60")
+    wait_until(lambda: at_step(home, 3))
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert control.job.status == "succeeded"
+    log = (home / "jobs" / control.job.id / "log.txt").read_text()
+    assert "verify: done" in log
+    process.stdout = None
