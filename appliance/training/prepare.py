@@ -15,7 +15,7 @@ from appliance.data.prepare import Counts, Rows, read_rows, render_rows
 from appliance.data.read import Tally
 from appliance.data.render import Example
 from appliance.data.template import with_template
-from appliance.errors import ModelError
+from appliance.errors import DataError, ModelError
 from appliance.files import atomic, read_json, write_json
 from appliance.jobs.artifacts import Stage
 from appliance.jobs.events import Events
@@ -56,6 +56,7 @@ def prepare_conversations(stage: Stage, model: ModelSection, data: DataSection) 
     rendered = render_rows(rows.train, tokenizer, data.max_length, train, progress)
     _write_rows(stage.output / "train.jsonl", rendered)
     examples = list(render_rows(rows.eval, tokenizer, data.max_length, held))
+    _check_held_out(examples, data.max_length)
     _write_rows(stage.output / "eval.jsonl", examples)
     _write_lines(stage.output / "examples.jsonl", (_shown(example) for example in examples))
     _say_lengths(stage.events, train, held, data.max_length)
@@ -86,6 +87,16 @@ def _check_context(base: Path, max_length: int) -> None:
         raise ModelError(
             f"data.max_length is {max_length}, but the model's context is {context} tokens",
             hint=f"Set data.max_length to at most {context}.",
+        )
+
+
+def _check_held_out(examples: list[Example], max_length: int) -> None:
+    """Say before hours of training what the proof would say after them."""
+    if all(example.truncated for example in examples):
+        raise DataError(
+            f"none of {len(examples)} held-out rows fits into data.max_length {max_length}, "
+            "so the trained model could not be proven",
+            hint="Raise data.max_length, or hold out more rows with data.eval_fraction.",
         )
 
 

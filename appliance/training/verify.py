@@ -123,9 +123,11 @@ def rendered_ids(bundle: Bundle, example: dict[str, Any]) -> list[int]:
     seen = example["input_ids"]
     if "messages" not in example:
         return [*bundle.tokenizer.encode(example["text"]), seen[-1]]
-    prompt = prompt_ids(bundle, example)
+    prompt = bundle.tokenizer.render(example["messages"][:-1], add_generation_prompt=True)
     whole = bundle.tokenizer.render(example["messages"], add_generation_prompt=False)
-    return [*prompt, *bundle.tokenizer.encode(whole)[len(prompt) : len(seen)]]
+    # Apart, for an answer that begins with a line break would merge with the prompt's last token.
+    answer = bundle.tokenizer.encode(whole.removeprefix(prompt))
+    return [*bundle.tokenizer.encode(prompt), *answer][: len(seen)]
 
 
 def compare(

@@ -23,10 +23,11 @@ def recipe_with(folder, rows, template=True):
         (base / "tokenizer_config.json").write_text(json.dumps(config))
     lines = [json.dumps({"src": q, "tgt": a}, ensure_ascii=False) + "\n" for q, a in rows]
     (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "held.jsonl").write_text(json.dumps({"src": "held", "tgt": "out"}) + "\n")
     path = folder / "recipe.yaml"
     path.write_text(
         "name: a\nmodel: {base: base}\ntrain: {method: lora}\n"
-        "data: {train: [rows.jsonl], eval_fraction: 0, max_length: 48}\n"
+        "data: {train: [rows.jsonl], eval: [held.jsonl], max_length: 48}\n"
     )
     return path
 
@@ -39,8 +40,8 @@ def test_what_is_learnt_stands_between_marks_where_there_is_no_colour(tmp_path):
     assert "⟦世界 😀<|im_end|>⟧" in shown.output
     assert "⟦short<|im_end|>⟧" in shown.output
     assert "rows.jsonl:1: " in shown.output
-    assert "3 rows, format src_tgt; 0 skipped" in shown.output
-    assert "2 to train on, 0 held out, 1 repeated" in shown.output
+    assert "4 rows, format src_tgt; 0 skipped" in shown.output
+    assert "2 to train on, 1 held out, 1 repeated" in shown.output
     assert "1 rows cut to data.max_length 48" in shown.output
 
 

@@ -158,6 +158,7 @@ def test_a_base_without_a_template_carries_the_one_it_is_given(tmp_path, fine_tu
     [
         ({"on_error": "refuse"}, "rows.jsonl:42: no known format has the keys src"),
         ({"max_length": 300}, "data.max_length is 300, but the model's context is 256 tokens"),
+        ({"max_length": 16}, "none of 4 held-out rows fits into data.max_length 16"),
         ({"train": ["/nowhere/x.jsonl"]}, "/nowhere/x.jsonl does not exist"),
     ],
 )
