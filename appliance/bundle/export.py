@@ -48,9 +48,12 @@ def export_graph(
     say = progress or (lambda done, total: None)
     folder = target / "graph"
     folder.mkdir(parents=True, exist_ok=True)
-    _save_paddle(config, weights, length, folder / "inference", lambda: say(1, len(PHASES)))
+    graph = _build(config, weights, length)
+    say(1, len(PHASES))
+    _save_paddle(graph, config, folder / "inference")
     say(2, len(PHASES))
-    _save_onnx(config, folder)
+    _save_onnx(graph, config, folder)
+    del graph
     say(3, len(PHASES))
     facts = _describe(config, length) | {"parity": _parity(config, weights, folder)}
     write_json(target / "graph.json", facts)
@@ -72,12 +75,10 @@ def _describe(config: ModelConfig, length: int) -> dict[str, Any]:
     }
 
 
-def _save_paddle(
-    config: ModelConfig, weights: Weights, length: int, prefix: Path, built: Callable[[], None]
-) -> None:
+def _build(config: ModelConfig, weights: Weights, length: int) -> Any:
     import paddle
 
-    from appliance.bundle.graph import StepGraph, input_spec
+    from appliance.bundle.graph import StepGraph
 
     if paddle.get_flags("FLAGS_enable_pir_api")["FLAGS_enable_pir_api"]:
         raise StageError(
@@ -86,41 +87,54 @@ def _save_paddle(
         )
     graph = StepGraph(config, weights, length)
     graph.eval()
-    built()
+    return graph
+
+
+def _save_paddle(graph: Any, config: ModelConfig, prefix: Path) -> None:
+    import paddle
+
+    from appliance.bundle.graph import input_spec
+
     static = paddle.jit.to_static(graph, input_spec=input_spec(config), full_graph=True)
     paddle.jit.save(static, str(prefix))
     prefix.with_suffix(".pdiparams.info").unlink(missing_ok=True)
 
 
-def _save_onnx(config: ModelConfig, folder: Path) -> None:
+def _save_onnx(graph: Any, config: ModelConfig, folder: Path) -> None:
+    """Convert the program alone and put the weights in ourselves.
+
+    With the weights paddle2onnx holds eight copies of them, and 2 GiB is its end.
+    """
     import onnx
     import paddle2onnx
 
     from appliance.bundle import onnx_file
 
-    prefix = folder / "inference"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as work:
         raw = Path(work) / "model.onnx"
-        large = prefix.with_suffix(".pdiparams").stat().st_size > onnx_file.EXTERNAL_OVER
         with _captured(Path(work) / "log") as log:
             paddle2onnx.export(
-                f"{prefix}.pdmodel",
-                f"{prefix}.pdiparams",
+                str(folder / "inference.pdmodel"),
+                str(Path(work) / "no.pdiparams"),
                 str(raw),
                 opset_version=OPSET,
                 auto_upgrade_opset=False,
-                enable_onnx_checker=not large,
-                external_file=str(Path(work) / "weights") if large else "",
+                enable_onnx_checker=False,  # it would miss the weights
                 optimize_tool=None,
             )
         if not raw.is_file():
-            raise StageError(
-                f"paddle2onnx wrote no graph: {log.read_text(errors='replace')[-500:]}"
-            )
+            said = log.read_text(errors="replace")[-500:]
+            raise StageError(f"paddle2onnx wrote no graph: {said}")
         model = onnx.load(str(raw))
     caches = [f"c{i}" for i in range(2 * config.num_hidden_layers)]
     onnx_file.tidy(model, ["ids", "pos", "mask", "last", *caches], ["logits", "new"])
-    onnx_file.save(model, folder / "model.onnx")
+    parameters = graph.parameters()
+    onnx_file.save(
+        model,
+        folder / "model.onnx",
+        {parameter.name: parameter.numpy for parameter in parameters},
+        external=sum(4 * parameter.size for parameter in parameters) > onnx_file.EXTERNAL_OVER,
+    )
 
 
 @contextmanager

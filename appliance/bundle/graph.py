@@ -45,6 +45,7 @@ class StepGraph(paddle.nn.Layer):  # type: ignore[misc]
     def _constant(self, name: str, values: NDArray[np.float32]) -> Any:
         # Not an Assign initializer: that one goes through a list of Python floats.
         parameter = EagerParamBase.from_tensor(paddle.to_tensor(np.ascontiguousarray(values)))
+        parameter.name = name  # the name that ONNX will know it by
         self.add_parameter(name, parameter)
         return parameter
 

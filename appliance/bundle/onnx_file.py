@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import onnx
-from onnx import ModelProto
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from appliance.files import atomic
 
 EXTERNAL_OVER = (2 << 30) - (64 << 20)
 """Bytes from which weights go into a file of their own: protobuf ends at 2 GiB."""
+_PAGE = 4096
 
 
 def tidy(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -37,20 +41,49 @@ def tidy(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> No
     _rename(model, {old.name: new for old, new in zip(graph.output, outputs, strict=True)})
 
 
-def save(model: ModelProto, path: Path, *, external_over: int = EXTERNAL_OVER) -> None:
-    """Write a model; one of more than `external_over` bytes with its weights in `NAME.data`."""
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if size <= external_over:
-        onnx.save(model, str(path))
-        return
-    onnx.save(
-        model,
-        str(path),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=f"{path.name}.data",
-        size_threshold=1024,
+def save(
+    model: ModelProto,
+    path: Path,
+    weights: Mapping[str, Callable[[], NDArray[np.float32]]],
+    *,
+    external: bool,
+) -> None:
+    """Write a model whose nodes read `weights` by name, taken one at a time.
+
+    With `external` they lie in a file of their own, `NAME.data`, at offsets that can be mapped.
+    """
+    used = {name for node in model.graph.node for name in node.input}
+    kept = {name: load for name, load in weights.items() if name in used}
+    if external:
+        with atomic(path.with_name(f"{path.name}.data")) as stream:
+            for name, load in kept.items():
+                stream.write(bytes(-stream.tell() % _PAGE))
+                model.graph.initializer.append(_external(name, load(), stream, path))
+    else:
+        model.graph.initializer.extend(
+            numpy_helper.from_array(load(), name) for name, load in kept.items()
+        )
+    with atomic(path) as stream:
+        stream.write(model.SerializeToString())
+
+
+def _external(name: str, values: NDArray[np.float32], stream: IO[bytes], path: Path) -> TensorProto:
+    """Write values at the stream's end; gives the tensor that points there."""
+    tensor = TensorProto(
+        name=name,
+        data_type=TensorProto.FLOAT,
+        dims=values.shape,
+        data_location=TensorProto.EXTERNAL,
     )
+    place = {
+        "location": f"{path.name}.data",
+        "offset": str(stream.tell()),
+        "length": str(values.nbytes),
+    }
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=value)
+    stream.write(np.ascontiguousarray(values, dtype="<f4").data)
+    return tensor
 
 
 def _drop_identities(model: ModelProto) -> None:
