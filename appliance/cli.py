@@ -351,8 +351,12 @@ def main() -> None:
             typer.echo(error.hint, err=True)
         sys.exit(error.exit_code)
     except Exception as error:
-        from appliance.crash import save_report
+        from appliance.crash import is_full, save_report
 
+        if is_full(error):
+            typer.secho(f"error: the disk is full: {error}", fg="red", err=True)
+            typer.echo("Make room, then `appliance resume` goes on; nothing is lost.", err=True)
+            sys.exit(1)
         typer.secho(f"defect: {type(error).__name__}: {error}", fg="red", err=True)
         typer.echo(f"This is a mistake of ours. A report is at {save_report(error)}", err=True)
         sys.exit(ApplianceError.exit_code)

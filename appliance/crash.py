@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import sys
@@ -14,6 +15,11 @@ from appliance.errors import MachineError
 from appliance.files import write_text
 from appliance.home import home
 from appliance.version import __version__
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota without room is the cause, which is no defect."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def save_report(error: BaseException) -> Path:

@@ -122,6 +122,7 @@ def replace(
         events.note(f"replacing the bundle that {target.name} serves")
     end_servers(target.name)
     check_ports(store, target)
+    events.note(f"starting the server; its log: {folder(target.name) / 'log.txt'}")
     start(store, job, target, previous)
 
 

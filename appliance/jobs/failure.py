@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,11 @@ def failure(
             " shorter max_length needs less.",
         )
     words = "".join(f"\n  {line}" for line in last_words(printed))
+    if os.strerror(errno.ENOSPC) in words:
+        return StageError(
+            f"{name} found the disk full{words}",
+            hint="Make room, or set APPLIANCE_HOME to a folder on a larger disk.",
+        )
     if code < 0:
         return StageError(f"{name} was ended by {signal.Signals(-code).name}{words}")
     return ApplianceError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
+
+from appliance import cli
 from tests.jobs.conftest import wait_until, workers
 from tests.jobs.test_controller import at_step
 
@@ -110,3 +114,15 @@ def test_help_is_quick():
     began = time.monotonic()
     assert appliance("--help").returncode == 0
     assert time.monotonic() - began < 2.0
+
+
+def test_a_full_disk_is_no_defect(home, monkeypatch, capsys):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "jobs.sqlite")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (home / "crashes").exists()
