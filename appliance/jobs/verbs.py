@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from appliance.errors import DeployError, JobError, UserError
 from appliance.files import fingerprint
@@ -61,7 +62,7 @@ def submit(
     store.reap()
     if (job := store.unfinished(digest)) is not None:
         store.requeue(job.id, until)
-        console.print(f"{job.id} has the same recipe and is {job.status}: going on with it")
+        tell(console, f"{job.id} has the same recipe and is {job.status}: going on with it")
         return store.job(job.id)
     job = store.create_job(recipe.name, text, digest, names, until)
     folder = controller.job_folder(job.id)
@@ -89,7 +90,7 @@ def start(store: Store, job: Job, console: Console, *, detach: bool, programs: s
     """Run a queued job here, or in the background."""
     if detach:
         run_behind(store, job)
-        console.print(f"{job.id} runs in the background; `appliance logs -f {job.id}` follows it")
+        tell(console, f"{job.id} runs in the background; `appliance logs -f {job.id}` follows it")
         return
     controller.run(store, job, console, programs=programs)
     farewell(store, store.job(job.id), console)
@@ -131,7 +132,7 @@ def check_deployments(recipe: Recipe, serving: list[Deployment]) -> None:
 def farewell(store: Store, job: Job, console: Console) -> None:
     """Say how to go on after a job that succeeded."""
     if job.until not in (None, "deploy"):
-        console.print(f"{job.id} is done until {job.until}, as asked.")
+        tell(console, f"{job.id} is done up to {job.until}, as asked.")
         return
     recipe = Recipe.model_validate_json(job.recipe)
     serving = store.deployment(recipe.serve.name or recipe.name)
@@ -142,7 +143,7 @@ def farewell(store: Store, job: Job, console: Console) -> None:
         url, body = f"{url}/chat/completions", '{"messages": [{"role": "user", "content": "Hi!"}]}'
     else:
         url, body = f"{url}/completions", '{"prompt": "Once upon a time", "max_tokens": 48}'
-    console.print(f"\n[bold]{serving.name}[/bold] is served. Talk to it:")
+    tell(console, f"\n{serving.name} is served. Talk to it:", style="bold")
     for line in (
         f"  appliance chat {serving.name}",
         f"  curl {url} -H 'Content-Type: application/json' \\",
@@ -150,7 +151,12 @@ def farewell(store: Store, job: Job, console: Console) -> None:
         f"  gRPC at {ask.grpc_address(serving)}, service appliance.v1.LanguageModel",
         f"Stop it with `appliance down {serving.name}`.",
     ):
-        console.out(line, highlight=False)
+        tell(console, line)
+
+
+def tell(console: Console, text: str, style: str = "") -> None:
+    """Print a text as it is: no markup, no line broken at the console's width."""
+    console.print(Text(text, style=style), soft_wrap=True)
 
 
 def cancel(reference: str, console: Console) -> None:
@@ -173,7 +179,7 @@ def cancel(reference: str, console: Console) -> None:
                 hint=f"It is process {job.lease_pid}: end that, then cancel again.",
             )
         time.sleep(POLL_SECONDS)
-    console.print(f"{job.id} is cancelled; what it finished is kept and reused")
+    tell(console, f"{job.id} is cancelled; what it finished is kept and reused")
 
 
 def logs(reference: str, console: Console, *, follow: bool = False) -> None:
@@ -188,13 +194,13 @@ def logs(reference: str, console: Console, *, follow: bool = False) -> None:
     while True:
         ended = not follow or has_ended(store, reference, serving)
         for line in follower.lines():
-            console.out(line, highlight=False)
+            tell(console, line)
         if ended:
             break
         time.sleep(POLL_SECONDS)
     if serving is None and (job := store.job(reference)).status != "succeeded":
         reason = f": {job.reason}" if job.reason else ""
-        Console(stderr=True).print(f"{job.id} is {job.status}{reason}", highlight=False)
+        tell(Console(stderr=True), f"{job.id} is {job.status}{reason}")
 
 
 def has_ended(store: Store, reference: str, serving: Deployment | None) -> bool:
