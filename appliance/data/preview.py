@@ -70,8 +70,8 @@ def _preview_conversations(recipe: Recipe, console: Console, rows: int) -> None:
     )
     console.print(
         f"{counts.tokens} tokens, {counts.learnt_tokens} of them learnt; longest "
-        f"{counts.longest}; {counts.truncated} rows cut to data.max_length "
-        f"{recipe.data.max_length}."
+        f"{counts.longest}; rows cut to data.max_length {recipe.data.max_length}: "
+        f"{counts.truncated}."
     )
 
 

@@ -146,7 +146,7 @@ def _counts(rows: Rows, train: Counts, held: Counts) -> dict[str, Any]:
 def say_skipped(events: Events, tally: Tally) -> None:
     """Warn of the rows that were left out, with the first reasons."""
     if tally.skipped:
-        events.warning(f"{tally.skipped} rows skipped: " + "; ".join(tally.reasons))
+        events.warning(f"Rows skipped: {tally.skipped}. " + "; ".join(tally.reasons))
 
 
 def _say_rows(events: Events, rows: Rows) -> None:
@@ -155,9 +155,9 @@ def _say_rows(events: Events, rows: Rows) -> None:
         f"{len(rows.train)} to train on, {len(rows.eval)} held out."
     )
     if rows.repeated:
-        events.note(f"{rows.repeated} rows repeat another word for word and were left out.")
+        events.note(f"Rows left out that repeat another word for word: {rows.repeated}.")
     if rows.shared:
-        events.note(f"{rows.shared} rows ask what a held-out row asks and were left out.")
+        events.note(f"Rows left out that ask what a held-out row asks: {rows.shared}.")
     say_skipped(events, rows.tally)
 
 
@@ -166,7 +166,7 @@ def _say_lengths(events: Events, train: Counts, held: Counts, max_length: int) -
     events.note(f"{tokens} tokens, {learnt} of them learnt; longest {train.longest} tokens.")
     if truncated := train.truncated + held.truncated:
         events.warning(
-            f"{truncated} rows are longer than data.max_length {max_length} and were cut "
+            f"Rows longer than data.max_length {max_length} and cut: {truncated} "
             f"({train.rounds_cut + held.rounds_cut} rounds, "
             f"{train.tokens_cut + held.tokens_cut} tokens left out)."
         )

@@ -42,7 +42,7 @@ def test_what_is_learnt_stands_between_marks_where_there_is_no_colour(tmp_path):
     assert "rows.jsonl:1: " in shown.output
     assert "4 rows, format src_tgt; 0 skipped" in shown.output
     assert "2 to train on, 1 held out, 1 repeated" in shown.output
-    assert "1 rows cut to data.max_length 48" in shown.output
+    assert "rows cut to data.max_length 48: 1." in " ".join(shown.output.split())
 
 
 def test_what_is_learnt_is_coloured_on_a_terminal(tmp_path):

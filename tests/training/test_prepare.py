@@ -112,8 +112,8 @@ def test_conversations_become_rows_that_training_reads(tmp_path, fine_tuning):
     check_complete(final / "base")
     said = " ".join(e["text"] for kind in ("note", "warning") for e in events(tmp_path, kind))
     assert "41 rows, format src_tgt: 36 to train on, 4 held out" in said
-    assert "1 rows skipped" in said and "rows.jsonl:42" in said
-    assert "1 rows are longer than data.max_length 64" in said
+    assert "Rows skipped: 1. " in said and "rows.jsonl:42" in said
+    assert "Rows longer than data.max_length 64 and cut: 1 (" in said
     assert events(tmp_path, "progress")[-1]["done"] == 36
 
 
