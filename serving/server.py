@@ -59,11 +59,11 @@ class Running:
     core: Core
     rest_port: int
     grpc_port: int
-    report: RpcDoor
+    rpc: RpcDoor
 
     def look(self) -> None:
         """Let gRPC's health service say whether the engine works."""
-        self.report.report(serving=self.core.ready)
+        self.rpc.report(serving=self.core.ready)
 
 
 def serve(options: Options) -> None:

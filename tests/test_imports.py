@@ -35,7 +35,12 @@ MAY_IMPORT = {
         "serving",
     },
     "serving": BASE | {"appliance.bundle"},
-    "serving.client": {"appliance.errors", "serving.rpc.v1"},
+    "serving.client": {
+        "appliance.errors",
+        "serving.rpc.v1",
+        "serving.rpc.wire",
+        "serving.table",
+    },
     "provisioning": BASE,
 }
 FREE = {"appliance.cli", "appliance.provision_cli"}

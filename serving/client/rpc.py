@@ -23,10 +23,9 @@ from serving.client.results import (
     TokenLogprob,
     Usage,
 )
-from serving.rpc.door import MAX_MESSAGE
-from serving.rpc.service import ERROR_KEY, REASONS
 from serving.rpc.v1 import appliance_pb2 as pb
 from serving.rpc.v1 import appliance_pb2_grpc as pb_grpc
+from serving.rpc.wire import ERROR_KEY, MAX_MESSAGE, REASONS
 from serving.table import error_of
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"

@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from appliance.errors import InvalidRequest, RequestError
 from serving.core import Answer, Core
-from serving.requests import ChatRequest, CompletionRequest, parse
+from serving.requests import ChatRequest, CompletionRequest, SamplingFields, parse
 from serving.rest import shapes
 from serving.rest.watch import Watch
 from serving.table import row_of
@@ -33,32 +33,13 @@ def make_app(core: Core, watch: Watch) -> Flask:
     def chat() -> Response:
         asked = parse(ChatRequest, _body())
         answer = _watched(watch, core.chat(asked))
-        if asked.stream:
-            return _stream(
-                shapes.chat_chunks(
-                    answer,
-                    core.fingerprint,
-                    logprobs=asked.logprobs,
-                    include_usage=asked.include_usage,
-                )
-            )
-        return _json(shapes.chat_body(answer, core.fingerprint, logprobs=asked.logprobs))
+        return _reply(core, asked, answer, shapes.chat_body, shapes.chat_chunks)
 
     @app.post("/v1/completions")
     def completions() -> Response:
         asked = parse(CompletionRequest, _body())
         answer = _watched(watch, core.complete(asked))
-        logprobs = asked.logprobs is not None
-        if asked.stream:
-            return _stream(
-                shapes.completion_chunks(
-                    answer,
-                    core.fingerprint,
-                    logprobs=logprobs,
-                    include_usage=asked.include_usage,
-                )
-            )
-        return _json(shapes.completion_body(answer, core.fingerprint, logprobs=logprobs))
+        return _reply(core, asked, answer, shapes.completion_body, shapes.completion_chunks)
 
     @app.get("/v1/models")
     def models() -> Response:
@@ -102,6 +83,20 @@ def _watched(watch: Watch, answer: Answer) -> Answer:
     if gone is not None:
         watch.add(gone, answer)
     return answer
+
+
+def _reply(
+    core: Core,
+    asked: SamplingFields,
+    answer: Answer,
+    whole: Callable[..., shapes.Json],
+    chunks: Callable[..., Iterator[shapes.Json]],
+) -> Response:
+    logprobs = asked.wanted_logprobs is not None
+    if asked.stream:
+        usage = asked.include_usage
+        return _stream(chunks(answer, core.fingerprint, logprobs=logprobs, include_usage=usage))
+    return _json(whole(answer, core.fingerprint, logprobs=logprobs))
 
 
 def _json(body: shapes.Json, status: int = 200) -> Response:

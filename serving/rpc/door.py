@@ -10,11 +10,9 @@ from grpc_reflection.v1alpha import reflection
 
 from appliance.errors import DeployError
 from serving.core import Core
-from serving.rpc.service import SERVICE, LanguageModel
+from serving.rpc.service import LanguageModel
 from serving.rpc.v1 import appliance_pb2_grpc as pb_grpc
-
-MAX_MESSAGE = 4 << 20
-"""Largest message in either direction, in bytes."""
+from serving.rpc.wire import MAX_MESSAGE, SERVICE
 
 SPARE_THREADS = 16
 """Threads beside those that wait for answers: for health, models and refusals."""

@@ -14,14 +14,8 @@ from serving.core import Answer, Core
 from serving.requests import ChatRequest, CompletionRequest, parse
 from serving.rpc.v1 import appliance_pb2 as pb
 from serving.rpc.v1 import appliance_pb2_grpc as pb_grpc
+from serving.rpc.wire import ERROR_KEY, REASONS
 from serving.table import message_of, param_of, row_of
-
-ERROR_KEY = "appliance-error-bin"
-"""Where a failed call's trailing metadata holds the serialized `Error`."""
-
-SERVICE = "appliance.v1.LanguageModel"
-
-REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
 
 logger = logging.getLogger(__name__)
 

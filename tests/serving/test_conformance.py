@@ -168,6 +168,20 @@ def test_both_doors_say_that_the_engine_broke(opened: Bundle, stream: bool) -> N
     assert len(found) == 1
 
 
+def test_a_defect_of_ours_is_no_ones_to_read(
+    opened: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(request: object) -> None:
+        raise RuntimeError("a secret of the house")
+
+    with scripted_core(opened, "a") as core, both(core) as clients:
+        monkeypatch.setattr(core, "chat", broken)
+        found = {refusal(lambda: ask(c, ("chat", [HELLO], {}))) for c in clients}  # noqa: B023
+    assert len(found) == 1
+    assert "secret" not in next(iter(found))[1]
+    assert caplog.text.count("RuntimeError: a secret of the house") == 2
+
+
 def test_both_doors_list_the_model(clients: tuple[Client, Client]) -> None:
     rest, rpc = clients
     assert rest.models() == rpc.models()

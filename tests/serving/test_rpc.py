@@ -14,10 +14,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from appliance.bundle.read import Bundle
 from appliance.errors import DeployError
-from serving.rpc.door import MAX_MESSAGE, RpcDoor
-from serving.rpc.service import ERROR_KEY, SERVICE
+from serving.rpc.door import RpcDoor
 from serving.rpc.v1 import appliance_pb2 as pb
 from serving.rpc.v1 import appliance_pb2_grpc as pb_grpc
+from serving.rpc.wire import ERROR_KEY, MAX_MESSAGE, SERVICE
 from serving.server import Running
 from tests.serving.conftest import NEVER_ENDS, doors_over, idle, scripted_core, until
 

@@ -121,6 +121,18 @@ def test_sigterm_has_a_deadline(long_bundle: Path) -> None:
             assert time.monotonic() - began < 5
 
 
+def test_ports_are_free_again_at_once(tiny_bundle: Path) -> None:
+    ports = FREE
+    for _ in range(2):
+        with server(tiny_bundle, *ports, "--engine", "onnxruntime") as process:
+            _, rest, rpc = addresses(process)
+            ports = ("--rest-port", rest.rsplit(":")[-1], "--grpc-port", rpc.rsplit(":")[-1])
+            with RestClient(rest) as one, RpcClient(rpc) as other:
+                assert one.models() == other.models()
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(timeout=20) == 0
+
+
 @pytest.mark.parametrize("door", ["REST", "gRPC"])
 def test_a_taken_port_ends_it_at_once(tiny_bundle: Path, door: str) -> None:
     with listen("127.0.0.1", 0) as held:

@@ -1,0 +1,16 @@
+"""What the gRPC door and its clients agree on besides protos/appliance/v1."""
+
+from __future__ import annotations
+
+from serving.rpc.v1 import appliance_pb2 as pb
+
+SERVICE = "appliance.v1.LanguageModel"
+
+ERROR_KEY = "appliance-error-bin"
+"""Where a failed call's trailing metadata holds the serialized `Error`."""
+
+MAX_MESSAGE = 4 << 20
+"""Largest message in either direction, in bytes."""
+
+REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
+"""Why an answer ended: the core's word, and the message's."""
