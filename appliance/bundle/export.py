@@ -168,7 +168,9 @@ def _parity(config: ModelConfig, weights: Weights, folder: Path) -> dict[str, fl
         config,
         weights,
         {
-            "ONNX": onnx_step(folder / "model.onnx"),
-            "Paddle": paddle_step(folder / "inference.pdmodel", folder / "inference.pdiparams"),
+            "ONNX": lambda: onnx_step(folder / "model.onnx"),
+            "Paddle": lambda: paddle_step(
+                folder / "inference.pdmodel", folder / "inference.pdiparams"
+            ),
         },
     )

@@ -30,6 +30,11 @@ class Graph:
     paddle_model: Path
     paddle_params: Path
 
+    @property
+    def weights_apart(self) -> bool:
+        """Whether the ONNX file is of over 2 GiB, so that its weights lie in a file beside it."""
+        return self.onnx.with_name(f"{self.onnx.name}.data").is_file()
+
     @classmethod
     def read(cls, folder: Path) -> Graph:
         """Read graph.json of a bundle or of an `export` artifact. Raises BundleError."""

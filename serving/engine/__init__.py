@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import psutil
+
 from appliance.errors import BundleError, MachineError
 from serving.engine.base import Engine
 from serving.engine.slots import SlotEngine
 
 if TYPE_CHECKING:
-    from appliance.bundle.read import Bundle
+    from appliance.bundle.read import Bundle, Graph
 
+GIB = 1 << 30
 BACKENDS = ("onnxruntime", "paddle", "openvino")  # FastDeploy's
 
 __all__ = ["Engine", "load_engine"]
@@ -38,6 +41,7 @@ def load_engine(
             f"{bundle.graph.max_length} tokens",
             hint=f"Set serve.max_length to at most {bundle.graph.max_length}.",
         )
+    _check_memory(bundle.graph, slots, max_length)
     threads = threads or len(os.sched_getaffinity(0))
     # Each runtime is imported only where it is asked for: one of them may be missing.
     if engine == "onnxruntime":
@@ -45,6 +49,12 @@ def load_engine(
 
         runner = OnnxRuntime(bundle.graph.onnx, threads=threads)
         return SlotEngine(bundle.graph, runner, slots=slots, max_length=max_length)
+    if engine == "fastdeploy" and backend == "onnxruntime" and bundle.graph.weights_apart:
+        raise MachineError(
+            "the ONNX Runtime inside FastDeploy reads no weights that lie beside the graph, "
+            "as those over 2 GiB do",
+            hint="Set serve.backend to openvino or paddle, or serve.engine to onnxruntime.",
+        )
     if engine == "fastdeploy" and backend in BACKENDS:
         from serving.engine.process import ProcessEngine
         from serving.engine.worker import Settings
@@ -55,3 +65,15 @@ def load_engine(
         hint="Set serve.engine to onnxruntime, or to fastdeploy with serve.backend "
         f"{', '.join(BACKENDS)}.",
     )
+
+
+def _check_memory(graph: Graph, slots: int, max_length: int) -> None:
+    """Refuse before the first long answer would: the caches grow to 2L·slots·KV·T·D float32."""
+    needed = 2 * graph.layers * slots * graph.kv_heads * max_length * graph.head_dim * 4
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise MachineError(
+            f"{slots} slots of {max_length} tokens need {needed / GIB:.1f} GiB for their caches, "
+            f"{free / GIB:.1f} GiB are free",
+            hint="Lower serve.slots or serve.max_length.",
+        )

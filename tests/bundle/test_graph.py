@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from appliance.bundle.config import ModelConfig
 from appliance.bundle.parity import MASKED, check_parity, onnx_step, two_steps
 from appliance.bundle.read import open_bundle
 from appliance.bundle.weights import Weights
-from appliance.errors import StageError
+from appliance.errors import MachineError, StageError
+from serving.engine import load_engine
 from tests.models import export_model, make_tiny_model
 
 LLAMA3 = {
@@ -77,7 +79,7 @@ else:
     option.use_ort_backend() if backend == "onnxruntime" else option.use_openvino_backend()
 runtime = fastdeploy.Runtime(option)
 step = lambda feeds: runtime.infer({k: np.ascontiguousarray(v) for k, v in feeds.items()})
-found = check_parity(ModelConfig.read(bundle), Weights.open(bundle), {backend: step})
+found = check_parity(ModelConfig.read(bundle), Weights.open(bundle), {backend: lambda: step})
 print(json.dumps(found))
 """
 
@@ -98,7 +100,7 @@ def test_runs_in_fastdeploy(tiny_bundle: Path, backend: str) -> None:
 
 def test_a_graph_that_is_another_model_is_refused(tiny_bundle: Path) -> None:
     config, weights = ModelConfig.read(tiny_bundle), Weights.open(tiny_bundle)
-    steps = {"ONNX": onnx_step(tiny_bundle / "graph" / "model.onnx")}
+    steps = {"ONNX": lambda: onnx_step(tiny_bundle / "graph" / "model.onnx")}
     assert check_parity(config, weights, steps)["ONNX"] < 1e-4
     for change in ({"rms_norm_eps": 1e-3}, {"rope_theta": 20000.0}):
         with pytest.raises(StageError, match="ONNX graph's logits differ"):
@@ -114,7 +116,7 @@ def test_a_graph_of_no_numbers_is_refused(tiny_bundle: Path) -> None:
         return logits * np.nan, new
 
     with pytest.raises(StageError):
-        check_parity(config, weights, {"ONNX": broken})
+        check_parity(config, weights, {"ONNX": lambda: broken})
 
 
 def test_batches_hold_sequences_of_different_length(tiny_bundle: Path) -> None:
@@ -152,8 +154,17 @@ def test_weights_may_lie_in_a_file_beside(tiny_bundle: Path, tmp_path: Path) -> 
     assert (tmp_path / "model.onnx.data").stat().st_size > 400_000
     assert (tmp_path / "model.onnx").stat().st_size < 50_000
     config, weights = ModelConfig.read(tiny_bundle), Weights.open(tiny_bundle)
-    check_parity(config, weights, {"ONNX": onnx_step(tmp_path / "model.onnx")})
+    check_parity(config, weights, {"ONNX": lambda: onnx_step(tmp_path / "model.onnx")})
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
+
+
+def test_fastdeploy_is_not_asked_for_what_it_cannot_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "large")
+    (folder / "graph" / "model.onnx.data").write_bytes(b"weights")
+    large = open_bundle(folder, check=False)
+    with pytest.raises(MachineError, match="over 2 GiB") as caught:
+        load_engine(large, engine="fastdeploy", slots=1, max_length=64)
+    assert "serve.backend" in caught.value.hint
 
 
 def test_the_onnx_file_is_as_old_runtimes_want_it(tiny_bundle: Path) -> None:
