@@ -47,9 +47,10 @@ FREE = {"appliance.cli", "appliance.provision_cli"}
 
 
 def modules():
+    """Our modules, by name; not the programs that roles copy onto hosts."""
     for package in ("appliance", "serving", "provisioning"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            if path.stem.endswith(("_pb2", "_pb2_grpc")):
+            if path.stem.endswith(("_pb2", "_pb2_grpc")) or "roles" in path.parts:
                 continue
             parts = path.relative_to(ROOT).with_suffix("").parts
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
