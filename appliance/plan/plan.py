@@ -9,6 +9,8 @@ from typing import Any
 from appliance.machine import Machine
 from appliance.recipe import Recipe
 
+ANSWER_TOKENS = 48  # of the answers before and after training: enough for the eye
+
 
 @dataclass(frozen=True)
 class PlannedStage:
@@ -44,7 +46,12 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         PlannedStage(
             "evaluate",
             ("prepare", "train"),
-            {"method": method, "batch_size": recipe.train.per_device_eval_batch_size},
+            {
+                "method": method,
+                "batch_size": recipe.train.per_device_eval_batch_size,
+                "questions": recipe.data.questions,
+                "max_new_tokens": ANSWER_TOKENS,
+            },
         ),
         PlannedStage("merge", ("prepare", "train"), {"method": method}),
         PlannedStage("export", ("merge",), {"export": r["export"]}),
