@@ -22,16 +22,12 @@ MIN_MEMORY = 8 * GIB  # the quickstart's training holds about 5 GiB
 MIN_DISK = 10 * GIB  # the quickstart's artifacts take about 4 GiB
 IMPORT_DEADLINE = 180.0  # seconds; a cold disk takes half a minute
 
-PADDLE_PROBE = """
-import warnings; warnings.filterwarnings("ignore")
-import paddle, paddlenlp
-x = paddle.ones([2, 3]) @ paddle.ones([3, 2])
-assert float(x[0, 0]) == 3.0
-print(f"computes on {paddle.device.get_device()}")
-"""
 ENGINE_PROBES = {
-    "fastdeploy": "import fastdeploy; fastdeploy.RuntimeOption(); print('loads')",
-    "onnxruntime": "import onnxruntime as o; print(', '.join(o.get_available_providers()))",
+    "fastdeploy": ["-c", "import fastdeploy; fastdeploy.RuntimeOption(); print('loads')"],
+    "onnxruntime": [
+        "-c",
+        "import onnxruntime; print(', '.join(onnxruntime.get_available_providers()))",
+    ],
 }
 
 
@@ -52,10 +48,10 @@ def examine(*, deep: bool = False) -> Iterator[Finding]:
     yield from packages(machine)
     yield from hardware(machine)
     if deep:
-        yield probe("Paddle computes", PADDLE_PROBE)
-        for name, code in ENGINE_PROBES.items():
+        yield probe("Paddle computes", ["-m", "appliance.training.probe"])
+        for name, arguments in ENGINE_PROBES.items():
             if importlib.util.find_spec(name):
-                yield probe(f"{name} loads", code)
+                yield probe(f"{name} loads", arguments)
 
 
 def python() -> Finding:
@@ -150,12 +146,12 @@ def at_least(subject: str, have: int, need: int, remedy: str) -> Finding:
     return Finding(subject, "note", f"{found}: the quickstart wants {need / GIB:.0f} GiB", remedy)
 
 
-def probe(subject: str, code: str) -> Finding:
-    """Run a few lines in a Python of their own and report what they say."""
+def probe(subject: str, arguments: list[str]) -> Finding:
+    """Run Python with some arguments in a process of its own and report what it says."""
     environment = {**os.environ, "MKL_DEBUG_CPU_TYPE": "5", "HF_HUB_OFFLINE": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code],
+            [sys.executable, "-W", "ignore", *arguments],
             capture_output=True,
             text=True,
             timeout=IMPORT_DEADLINE,
