@@ -264,3 +264,9 @@ def test_an_unknown_engine_is_refused(bundle, engine, backend):
 def test_a_context_longer_than_the_graphs_is_refused(bundle):
     with pytest.raises(BundleError, match=r"serve.max_length is 257.*256"):
         load(bundle, max_length=257)
+
+
+def test_caches_that_exceed_the_memory_are_refused_before_loading(bundle):
+    with pytest.raises(MachineError, match=r"GiB for their caches") as caught:
+        load(bundle, slots=10_000_000)
+    assert "serve.slots" in caught.value.hint
