@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from appliance.bundle.config import ModelConfig, normal_config, read_config
@@ -104,11 +103,3 @@ def write_model(
     copy_tokenizer(base, target)
     dtype = _CONFIG_DTYPES[layout["model.embed_tokens.weight"][0]]
     write_json(target / "config.json", normal_config(raw, config) | {"torch_dtype": dtype})
-
-
-def paddlenlp_state(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """Hugging Face's weights under PaddleNLP's names, linear layers turned."""
-    return {
-        paddlenlp_name(name): values.T if is_transposed(name) else values
-        for name, values in weights.items()
-    }

@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.bundle.config import ModelConfig, read_config
-from appliance.bundle.weights import SINGLE, Weights, write_weights
+from appliance.bundle.config import ModelConfig
+from appliance.bundle.names import is_transposed, paddlenlp_config, paddlenlp_name
+from appliance.bundle.weights import Weights
 from appliance.errors import ModelError
-from appliance.files import write_json
 from appliance.recipe import TrainSection
 from appliance.training.fast_ops import use_fast_ops
 from appliance.training.loss import inner, mean_loss
@@ -26,8 +25,6 @@ from appliance.training.runtime import paddle
 from paddlenlp.peft import LoRAConfig, LoRAModel  # isort: skip
 from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM  # isort: skip
 from paddlenlp.transformers.model_utils import no_init_weights  # isort: skip
-
-_WEIGHT_FILES = "*.safetensors*"
 
 
 class Llama(LlamaForCausalLM):  # type: ignore[misc]
@@ -55,8 +52,8 @@ def load_model(folder: Path, *, dtype: str = "float32") -> Llama:
     parameters = model.state_dict()
     for name in config.tensors():
         values = weights.float32(name)
-        target = parameters[paddle_name(name)]
-        target.set_value(paddle.to_tensor(_turned(name, values)).astype(dtype))
+        turned = np.ascontiguousarray(values.T) if is_transposed(name) else values
+        parameters[paddlenlp_name(name)].set_value(paddle.to_tensor(turned).astype(dtype))
     model.eval()
     return model
 
@@ -124,32 +121,6 @@ def logits(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
     return np.asarray(found, np.float32)
 
 
-def write_model(state: Mapping[str, NDArray[Any]], base: Path, target: Path) -> None:
-    """Write PaddleNLP's weights in Hugging Face layout; all other files are those of `base`.
-
-    `state` has float32, float16 or (as uint16 bits) bfloat16 values under PaddleNLP's names.
-    """
-    shutil.copytree(base, target, ignore=shutil.ignore_patterns(_WEIGHT_FILES))
-    kinds = {np.dtype("<f4"): "F32", np.dtype("<f2"): "F16", np.dtype("<u2"): "BF16"}
-    spelled = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    shapes = ModelConfig.read(base).tensors()
-    tensors = {name: (kinds[state[paddle_name(name)].dtype], s) for name, s in shapes.items()}
-    write_weights(target / SINGLE, tensors, lambda name: _turned(name, state[paddle_name(name)]))
-    dtype = spelled[tensors["model.embed_tokens.weight"][0]]
-    write_json(target / "config.json", {**read_config(base), "torch_dtype": dtype})
-
-
-def paddle_name(name: str) -> str:
-    """PaddleNLP's name of the weight that Hugging Face calls `name`."""
-    return name.replace("model.", "llama.", 1) if name.startswith("model.") else name
-
-
-def _turned(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Linear layers are [out, in] for Hugging Face and [in, out] for Paddle."""
-    linear = name.endswith("_proj.weight") or name == "lm_head.weight"
-    return np.ascontiguousarray(values.T) if linear else values
-
-
 def _empty_model(folder: Path, config: ModelConfig, dtype: str) -> Llama:
     use_fast_ops()
     initializer = paddle.nn.initializer
@@ -163,19 +134,9 @@ def _empty_model(folder: Path, config: ModelConfig, dtype: str) -> Llama:
 
 
 def _paddle_config(folder: Path, config: ModelConfig, dtype: str) -> Any:
-    if config.head_dim * config.num_attention_heads != config.hidden_size:
-        raise ModelError(
-            f"{folder}: head_dim {config.head_dim} times {config.num_attention_heads} heads is not "
-            f"hidden_size {config.hidden_size}; PaddleNLP's Llama knows no other shape",
-            hint="Use a Llama whose heads share hidden_size evenly.",
-        )
-    found = LlamaConfig.from_pretrained(str(folder))
+    found = LlamaConfig.from_pretrained(str(folder), **paddlenlp_config(config))
     found.dtype = dtype
     found.use_cache = False
-    if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
-        # PaddleNLP reads llama3's scaling from `rope_scaling`, the linear one from fields it owns.
-        found.rope_scaling_type = "linear"
-        found.rope_scaling_factor = config.rope_scaling["factor"]
     return found
 
 

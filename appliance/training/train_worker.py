@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from appliance.bundle.names import write_model
 from appliance.errors import DataError, Interrupted, MachineError
 from appliance.files import read_json, write_json
 from appliance.jobs.artifacts import Stage
@@ -21,7 +22,7 @@ from appliance.recipe import TrainSection
 from appliance.training import checkpoints
 from appliance.training.dataset import Rows, corpus, corpus_windows, read_rows
 from appliance.training.log import Log
-from appliance.training.model import adapter_scale, add_adapter, load_model, new_model, write_model
+from appliance.training.model import adapter_scale, add_adapter, load_model, new_model
 from appliance.training.orphans import die_with_parent
 from appliance.training.program import run_program
 from appliance.training.runtime import paddle
