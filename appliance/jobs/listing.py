@@ -57,9 +57,8 @@ def deployment_table(deployments: list[Deployment]) -> Table:
     for d in deployments:
         gone = d.status in ("starting", "running") and not d.lives
         status = state("gone" if gone else d.status)
-        table.add_row(
-            d.name, status, ask.rest_address(d), ask.grpc_address(d), age(d.updated), d.job
-        )
+        rest = ask.rest_address(d).removeprefix("http://")
+        table.add_row(d.name, status, rest, ask.grpc_address(d), age(d.updated), d.job)
     return table
 
 

@@ -94,6 +94,7 @@ class Display:
 
     def say(self, text: str, style: str = "") -> None:
         """One line, or a few, for the reader."""
+        text = clean(text)
         self.log.write(text)
         self._show(Text(text, style=style))
 
@@ -130,7 +131,7 @@ class Display:
 
     def output(self, name: str, text: str) -> None:
         """One line that a stage's program printed: for the log alone."""
-        self.log.write(f"{name} | {text}")
+        self.log.write(f"{name} | {clean(text)}")
 
     # --- how it shows it ----------------------------------------------------------------------
 
@@ -170,7 +171,7 @@ class Display:
         self.say(text)
 
     def _table(self, event: dict[str, Any]) -> None:
-        title = Text(str(event["title"]), style="bold")
+        title = Text(clean(str(event["title"])), style="bold")
         shown = table(event["columns"], event["rows"])
         self._show(title, shown)
         page = Console(file=io.StringIO(), width=LOG_WIDTH, color_system=None)
@@ -219,7 +220,12 @@ def cell_text(cell: Any) -> str:
     """One cell of a table, as text."""
     if cell is None:
         return "–"
-    return figure(cell) if isinstance(cell, float) else str(cell)
+    return figure(cell) if isinstance(cell, float) else clean(str(cell))
+
+
+def clean(text: str) -> str:
+    """The text without what would steer a terminal: a model may answer anything."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def summary(event: dict[str, Any], left: float | None) -> str:

@@ -99,6 +99,19 @@ def test_markup_in_a_models_answer_is_text(log):
     assert printed(display) == ["evaluate: it says [/bold] and [red]"]
 
 
+def test_a_models_answer_does_not_steer_the_terminal(log, tmp_path):
+    display = plain(log)
+    rows = [["\x1b[2Jgone", "好\x07"]]
+    display.event(
+        {"kind": "table", "stage": "evaluate", "title": "T", "columns": ["a", "b"]} | {"rows": rows}
+    )
+    display.event({"kind": "note", "stage": "evaluate", "text": "\x1b]0;title\x07"})
+    display.output("evaluate", "\x1b[31mred")
+    shown = "\n".join(printed(display)) + (tmp_path / "log.txt").read_text()
+    assert "\x1b" not in shown and "\x07" not in shown
+    assert "\ufffd[2Jgone" in shown and "好" in shown
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00")]
 )
