@@ -107,7 +107,8 @@ def corpus_windows(prepare: Path) -> int:
     from paddlenlp.data.indexed_dataset import make_dataset
 
     data = read_manifest(prepare)["spec"]["data"]
-    sizes = make_dataset(str(prepare / "corpus"), "mmap", True).sizes
+    indexed = make_dataset(str(prepare / "corpus"), "mmap", True)  # its arrays end with it
+    sizes = np.array(indexed.sizes)
     split = get_train_valid_test_split_(data["split"], len(sizes))
     return max(1, int(np.sum(sizes[split[0] : split[1]]) - 1) // int(data["max_length"]))
 

@@ -136,10 +136,11 @@ def failure(code: int, log: Path) -> ApplianceError:
     if code == UserError.exit_code and message:
         return UserError(message, hint=hint)
     if code in KILLED:
+        cause = "Most often memory ran out: lower train.per_device_train_batch_size or "
+        cause = f"{cause}data.max_length. " if KILLED[code] == "SIGKILL" else ""
         return StageError(
             f"the training was killed by {KILLED[code]}. {where}",
-            hint="Most often memory ran out: lower train.per_device_train_batch_size or "
-            "data.max_length. `appliance resume` goes on from the last checkpoint.",
+            hint=f"{cause}`appliance resume` goes on from the last checkpoint.",
         )
     return StageError(f"{message or f'the training ended with code {code}'}. {where}", hint=hint)
 

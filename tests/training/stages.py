@@ -22,8 +22,12 @@ ANSWERS = ("Is it plugged in?", "Please restart the machine.", "Paris.", "你好
 QUESTIONS = ("printer does not print", "screen is dark", "capital of France", "你好")
 
 
-def prepare(home: Path, *, method: str = "lora", rows: int = 40, **model: Any) -> Path:
-    """Publish a `prepare` artifact of a tiny model; conversations, or a corpus for pretrain."""
+def prepare(home: Path, *, method: str = "lora", rows: int = 40, contrary: bool = False) -> Path:
+    """Publish a `prepare` artifact of a tiny model; conversations, or a corpus for pretrain.
+
+    `contrary`: the held-out questions have other answers than those trained on, so that the
+    held-out loss falls while the model learns to answer at all, then rises.
+    """
     stage = Stage(
         "prepare",
         "job",
@@ -33,34 +37,35 @@ def prepare(home: Path, *, method: str = "lora", rows: int = 40, **model: Any) -
         home / "events.jsonl",
     )
     with stage.open():
-        base = make_tiny_model(stage.output / "base", **model)
+        base = make_tiny_model(stage.output / "base")
         (stage.output / "base.json").write_text(json.dumps({"source": "tiny", "sha256": "ab" * 32}))
         if method == "pretrain":
             (base / "model.safetensors").unlink()
             write_corpus(base, stage.output)
         else:
-            write_rows(base, stage.output, rows)
+            write_rows(base, stage.output, rows, contrary)
         stage.publish()
     return stage.final
 
 
-def write_rows(base: Path, folder: Path, count: int) -> None:
+def write_rows(base: Path, folder: Path, count: int, contrary: bool) -> None:
     """Conversations in the three forms that `prepare` writes; every fifth is held out."""
     from appliance.bundle.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(base)
     train, held = [], []
     for i in range(count):
-        kind = i % len(QUESTIONS)
+        kind, held_out = i % len(QUESTIONS), i % 5 == 0
+        answer_text = ANSWERS[(kind + (contrary and held_out)) % len(ANSWERS)]
         messages = [
             {"role": "user", "content": f"{QUESTIONS[kind]} {'again ' * (i % 3)}?"},
-            {"role": "assistant", "content": ANSWERS[kind]},
+            {"role": "assistant", "content": answer_text},
         ]
         prompt = tokenizer.render(messages[:1], add_generation_prompt=True)
         ids = tokenizer.encode(prompt)
-        answer = tokenizer.encode(ANSWERS[kind] + "<|im_end|>")
+        answer = tokenizer.encode(answer_text + "<|im_end|>")
         row = {"input_ids": ids + answer, "labels": [-100] * len(ids) + answer}
-        (held if i % 5 == 0 else train).append((row, messages))
+        (held if held_out else train).append((row, messages))
     lines = {
         "train.jsonl": [row for row, _ in train],
         "eval.jsonl": [row for row, _ in held],
