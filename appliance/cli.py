@@ -374,8 +374,9 @@ def main() -> None:
     try:
         app()
     except ApplianceError as error:
-        word = "stopped" if isinstance(error, Interrupted) else "error"
-        typer.secho(f"{word}: {error.message}", fg="red", err=True)
+        stopped = isinstance(error, Interrupted)
+        text = error.message if stopped else f"error: {error.message}"
+        typer.secho(text, fg="yellow" if stopped else "red", err=True)
         if error.hint:
             typer.echo(error.hint, err=True)
         sys.exit(error.exit_code)

@@ -117,6 +117,7 @@ def test_a_signal_stops_cleanly_and_says_how_to_resume(control, home, number):
     assert job.status == "interrupted"
     assert f"appliance resume {job.id}" in err
     assert "Traceback" not in err
+    assert err.splitlines()[0] == f"stopped by {'Ctrl-C' if number == 2 else number.name}"
     assert workers(job, home) == []
     assert control.stages()["train"].status == "interrupted"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
+from appliance.jobs import watch
 from appliance.jobs.follow import Follower, Log
 from appliance.jobs.live import Display, clock, figure
 
@@ -124,6 +126,23 @@ def test_clock(seconds, text):
 )
 def test_figure(value, text):
     assert figure(value) == text
+
+
+def test_a_silent_stage_is_said_aloud_then_less_often(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "STALL_SECONDS", 0.2)
+    display, output = plain(log), tmp_path / "output.txt"
+    watched = watch.Watch("train", display, tmp_path / "events.jsonl", output)
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        watched.read()
+        time.sleep(0.01)
+    said = [line for line in printed(display) if "no sign of life" in line]
+    assert len(said) == 2, "after 0.2 and 0.4 seconds"
+    output.write_text("a line\n")
+    watched.read()
+    time.sleep(0.1)
+    watched.read()
+    assert len(printed(display)) == 2, "any line is a sign of life"
 
 
 def test_a_follower_gives_whole_lines_only(tmp_path):
