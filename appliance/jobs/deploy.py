@@ -117,11 +117,11 @@ def replace(
     previous = None
     if seen is not None and seen.status == "starting":
         previous = seen.previous  # an earlier replacement that was killed half way
-    elif seen is not None and seen.lives and seen.bundle != str(target.bundle):
+    elif seen is not None and seen.status == "running" and seen.bundle != str(target.bundle):
         previous = json.dumps({"bundle": seen.bundle, "options": json.loads(seen.options)})
         events.note(f"replacing the bundle that {target.name} serves")
+    check_ports(store, target)  # before what is served is stopped
     end_servers(target.name)
-    check_ports(store, target)
     events.note(f"starting the server; its log: {folder(target.name) / 'log.txt'}")
     start(store, job, target, previous)
 
@@ -193,7 +193,8 @@ def tail(name: str) -> str:
 
 
 def check_ports(store: Store, target: Target) -> None:
-    """Raise DeployError where another process listens on a port that the target asks for."""
+    """Raise DeployError where a port that the target asks for is in use, unless by what it
+    replaces."""
     host = str(target.options["host"])
     for field in ("rest_port", "grpc_port"):
         port = int(target.options[field])
@@ -203,6 +204,8 @@ def check_ports(store: Store, target: Target) -> None:
             (d.name for d in store.deployments() if d.lives and port in (d.rest_port, d.grpc_port)),
             None,
         )
+        if ours == target.name:
+            continue
         raise DeployError(
             f"serve.{field}: port {port} on {host} is in use"
             + (f" by the deployment {ours}" if ours else ""),

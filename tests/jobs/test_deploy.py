@@ -136,6 +136,28 @@ def test_a_port_of_another_program_is_named_and_nothing_is_started(served, tiny_
     assert served.row is None
 
 
+def test_what_is_served_goes_on_where_the_new_port_is_taken(served, tiny_bundle):
+    served.deploy(tiny_bundle)
+    pid = served.row.pid
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(DeployError, match=f"port {port} on 127.0.0.1 is in use"):
+            served.deploy(tiny_bundle, rest_port=port)
+    assert served.row.pid == pid and served.health() == 200
+
+
+def test_a_replacement_killed_half_way_still_knows_what_was_served_before(
+    served, tiny_bundle, tmp_path
+):
+    served.deploy(tiny_bundle)
+    deploy.end_servers("tiny")  # as far as a controller came that was killed then
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DeployError, match="ended while it started"):
+        served.deploy(tmp_path / "empty")
+    assert (served.row.bundle, served.row.status) == (str(tiny_bundle), "running")
+    assert served.health() == 200
+
+
 def test_an_interrupted_start_is_found_again(served, tiny_bundle):
     def stop():
         raise Interrupted("stopped by Ctrl-C")
