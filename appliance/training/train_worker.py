@@ -37,11 +37,13 @@ def work() -> None:
     stage = Stage.read(Path(sys.argv[1]))
     train = TrainSection.model_validate(stage.spec["train"])
     folder = stage.scratch / "checkpoints"
-    checkpoints.prune(folder, train.save_total_limit)
+    first = paddle.distributed.get_rank() == 0
+    if first:
+        checkpoints.prune(folder, train.save_total_limit)
     done = checkpoints.whole(folder)
     if not done or done[-1].step < done[-1].total_steps:
         train_model(stage, train, folder)
-    if paddle.distributed.get_rank() == 0:
+    if first:
         write_result(stage, train, folder)
 
 
@@ -51,7 +53,9 @@ def train_model(stage: Stage, train: TrainSection, folder: Path) -> None:
     dtype = number_type(train)
     watch = Watch(alive=(stage.scratch / ALIVE).touch)
     signal.signal(signal.SIGTERM, _stop(watch))
-    ranks = paddle.distributed.get_world_size()
+    ranks, rank = paddle.distributed.get_world_size(), paddle.distributed.get_rank()
+    if ranks > 1:
+        paddle.distributed.init_parallel_env()
     rows, held_out, max_steps = read_data(stage, train, ranks)
     if train.method == "pretrain":
         model: Any = new_model(prepare / "base", train.seed, dtype=dtype)
@@ -59,7 +63,8 @@ def train_model(stage: Stage, train: TrainSection, folder: Path) -> None:
         model = load_model(prepare / "base", dtype=dtype)
     if train.method == "lora":
         model = add_adapter(model, train, dtype=dtype)
-    log = Log(stage.output, stage.events, step=before[-1].step if before else 0)
+    step = before[-1].step if before else 0
+    log = Log(stage.output, stage.events, step=step) if rank == 0 else None
     trainer = AnswerTrainer(
         rows=rows,
         held_out=held_out,
@@ -68,10 +73,11 @@ def train_model(stage: Stage, train: TrainSection, folder: Path) -> None:
         args=arguments(train, folder, max_steps=max_steps, evaluates=bool(held_out)),
         callbacks=[Recorder(train, watch, log, folder, before)],
     )
-    if before:
-        stage.events.note(f"Going on from the checkpoint of step {before[-1].step}.")
+    if log is not None and step:
+        stage.events.note(f"Going on from the checkpoint of step {step}.")
     run(trainer, folder, before)
-    log.close()
+    if log is not None:
+        log.close()
     if watch.stopping and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(
             f"stopped behind step {trainer.state.global_step}; its checkpoint is saved",

@@ -86,8 +86,14 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     new best, and stops when it is asked to."""
 
     def __init__(
-        self, train: TrainSection, watch: Watch, log: Log, folder: Path, before: list[Checkpoint]
+        self,
+        train: TrainSection,
+        watch: Watch,
+        log: Log | None,
+        folder: Path,
+        before: list[Checkpoint],
     ) -> None:
+        """`log` is None in all processes of a training but the first; `before`: what is saved."""
         self.train, self.watch, self.log, self.folder = train, watch, log, folder
         self.pending = list(before[-1].pending) if before else []
         self.eval_loss: float | None = None
@@ -113,17 +119,17 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.ended = time.monotonic()
         last = state.global_step >= state.max_steps
         if state.global_step % self.train.logging_steps == 0 or last:
-            if state.is_world_process_zero:
-                self._say(state)
+            if self.log is not None:
+                self._say(self.log, state)
             self.pending, self.line_at, self.watch.tokens = [], self.ended, 0
 
-    def _say(self, state: Any) -> None:
+    def _say(self, log: Log, state: Any) -> None:
         step, total = state.global_step, state.max_steps
         loss = sum(self.pending) / len(self.pending)
         speed = round(self.watch.tokens / max(self.ended - self.line_at, 1e-9), 2)
         left = (total - step) * (self.ended - self.begun) / max(step - self.first_step, 1)
-        self.log.line(step, loss=loss, learning_rate=self.learning_rate, tokens_per_second=speed)
-        self.log.events.progress(
+        log.line(step, loss=loss, learning_rate=self.learning_rate, tokens_per_second=speed)
+        log.events.progress(
             step, total, "step", loss=loss, tokens_per_second=speed, seconds_left=round(left, 1)
         )
 
@@ -134,7 +140,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if state.global_step >= state.max_steps:
             control.should_evaluate = self.evaluates
             control.should_save = True
-        if self.watch.stopping:
+        if _any_process(self.watch.stopping):
             control.should_evaluate = False
             control.should_save = True
             control.should_training_stop = True
@@ -146,18 +152,27 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if self.least is None or self.eval_loss < self.least:
             self.least = self.eval_loss
             control.should_save = True
-        if state.is_world_process_zero:
+        if self.log is not None:
             self.log.line(state.global_step, eval_loss=self.eval_loss)
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Seal the checkpoint that the Trainer has just written, then remove those in excess."""
-        if state.is_world_process_zero:
+        if self.log is not None:
             made = Checkpoint(
                 state.global_step, state.max_steps, self.eval_loss, tuple(self.pending)
             )
             checkpoints.seal(self.folder, made)
             checkpoints.prune(self.folder, self.train.save_total_limit)
+
+
+def _any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process: all of them must stop behind the same step."""
+    if paddle.distributed.get_world_size() == 1:
+        return flag
+    found = paddle.to_tensor([int(flag)])
+    paddle.distributed.all_reduce(found, op=paddle.distributed.ReduceOp.MAX)
+    return bool(found.item())
 
 
 def arguments(train: TrainSection, folder: Path, *, max_steps: int, evaluates: bool) -> Any:

@@ -13,31 +13,16 @@ from typing import Any
 import numpy as np
 from paddlenlp.transformers.llama import modeling
 
-from appliance.bundle import reference
-from appliance.bundle.config import ModelConfig
 from appliance.bundle.tokenizer import Tokenizer
-from appliance.bundle.weights import Weights
 from appliance.recipe import TrainSection
 from appliance.training.answers import greedy
 from appliance.training.dataset import batches, collate, read_rows
 from appliance.training.loss import held_out_loss
 from appliance.training.model import add_adapter, load_model
 from appliance.training.runtime import paddle
+from tests.training.numpy_loss import numpy_loss
 
 PLAIN = modeling.LlamaRMSNorm.forward, modeling.apply_rotary_pos_emb
-
-
-def numpy_loss(base: Path, rows: list[dict[str, list[int]]]) -> float:
-    """Mean cross entropy over the answers' tokens, from the numpy reference's logits."""
-    config, weights = ModelConfig.read(base), Weights.open(base)
-    found = []
-    for row in rows:
-        logits = reference.logits(config, weights, row["input_ids"]).astype(np.float64)
-        shares = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        for at, label in enumerate(row["labels"][1:]):
-            if label != -100:
-                found.append(-shares[at, label])
-    return float(np.mean(found))
 
 
 def gradients(base: Path, batch: dict[str, Any], *, fast: bool) -> dict[str, Any]:
@@ -69,7 +54,7 @@ def main(home: Path) -> None:
     trained = [name for name, p in adapter.named_parameters() if not p.stop_gradient]
     said = {
         "loss": held_out_loss(model, batches(rows, 3)),
-        "numpy_loss": numpy_loss(base, rows),
+        "numpy_loss": numpy_loss(base, home / "prepare"),
         "single": single,
         "batched": greedy(model, prompts, batch_size=3, **ask),
         "ended": greedy(

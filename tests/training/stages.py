@@ -21,6 +21,16 @@ ROOT = Path(__file__).parent.parent.parent
 ANSWERS = ("Is it plugged in?", "Please restart the machine.", "Paris.", "你好，世界。")
 QUESTIONS = ("printer does not print", "screen is dark", "capital of France", "你好")
 
+LONG = {
+    "max_steps": 60,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "eval_steps": 20,
+    "save_steps": 8,
+    "logging_steps": 3,
+}
+"""Long enough to be disturbed. An epoch is 8 steps, so that checkpoints lie at epochs' ends."""
+
 
 def prepare(home: Path, *, method: str = "lora", rows: int = 40, contrary: bool = False) -> Path:
     """Publish a `prepare` artifact of a tiny model; conversations, or a corpus for pretrain.
