@@ -140,8 +140,8 @@ def walk(
     running: Engine, prompts: Sequence[Sequence[int]], steps: int
 ) -> tuple[Logits, list[list[int]]]:
     """Greedy steps of all prompts as one batch: logits [steps, vocabulary] and ids [steps] each."""
-    last = {slot: running.prefill(slot, prompt) for slot, prompt in enumerate(prompts)}
-    rows: list[list[NDArray[np.float32]]] = [[np.array(last[slot])] for slot in last]
+    # Copied at once: an engine may write its next logits where these are.
+    rows = [[np.array(running.prefill(slot, prompt))] for slot, prompt in enumerate(prompts)]
     paths = [[int(row[0].argmax())] for row in rows]
     for _ in range(steps - 1):
         last = running.decode({slot: path[-1] for slot, path in enumerate(paths)})
