@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all that a new machine needs; the rest is for developers.
-.PHONY: help demo setup dev test test-slow peers check lock protos clean
+.PHONY: help demo setup dev test test-slow peers lint hosts check lock protos clean
 help:
 	@echo "make demo       set up, then train, prove and serve the quickstart"
 	@echo "make test       set up, then the whole test suite (CI runs this)"
@@ -22,10 +22,16 @@ dev:
 peers:
 	@scripts/setup peers
 
-test: dev peers
+lint:
+	@scripts/setup lint
+
+hosts:
+	@scripts/setup hosts
+
+test: dev peers lint hosts
 	.venv/bin/python -m pytest
 
-test-slow: dev peers
+test-slow: dev peers lint hosts
 	.venv/bin/python -m pytest -m slow
 
 check: dev
@@ -41,4 +47,4 @@ protos:
 	@scripts/protos
 
 clean:
-	rm -rf .venv .venv-peers .venv-protos
+	rm -rf .venv .venv-peers .venv-protos .venv-lint

@@ -1,0 +1,1 @@
+"""Provisioning: from a bare server to a proven one, through Ansible."""

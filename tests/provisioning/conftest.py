@@ -1,0 +1,150 @@
+"""Test hosts, stand-ins for NVIDIA's packages, bundles, and the command as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.provisioning.hosts import Host, Lab, base
+from tests.provisioning.hosts.lab import GATEWAY
+from tests.provisioning.hosts.mirror import Mirror
+from tests.provisioning.hosts.nvidia import package_source, wheelhouse
+
+# A test host is as small as the machine that carries it.
+SMALL = ("preflight_memory_gib=1", "preflight_disk_gib=1", "repo_tries=2", "repo_pause=1")
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """One call of the command: exit code, what it printed, and its report."""
+
+    code: int
+    output: str
+    report: dict[str, Any]
+
+    def host(self, name: str) -> dict[str, Any]:
+        """What became of one host."""
+        return dict(self.report["hosts"][name])
+
+
+class Command:
+    """`appliance provision` over hosts of the lab, with a home and inventory of its own."""
+
+    def __init__(self, folder: Path, key: Path) -> None:
+        self.folder = folder
+        self.key = key
+        self.password = folder / "sudo"
+        self.known = folder / "known_hosts"
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(
+        self, hosts: Sequence[Host], *options: str, timeout: float = 600, **variables: object
+    ) -> Provisioned:
+        """Run to its end."""
+        process = self.start(hosts, *options, **variables)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"no end within {timeout} s: {process.communicate()[0]}") from None
+        return self.result(process.returncode, output)
+
+    def start(
+        self, hosts: Sequence[Host], *options: str, **variables: object
+    ) -> subprocess.Popen[str]:
+        """Run in the background."""
+        self.known.write_text("".join(host.known_host for host in hosts))
+        self.password.write_text(f"{hosts[0].sudo_password}\n" if hosts else "\n")
+        self.password.chmod(0o600)
+        inventory = self.folder / "inventory.yaml"
+        inventory.write_text(yaml.safe_dump(self.inventory(hosts, variables)))
+        return self.run(str(inventory), "--sudo-password-file", str(self.password), *options)
+
+    def inventory(self, hosts: Sequence[Host], variables: dict[str, object]) -> dict[str, Any]:
+        """As a user writes one."""
+        ssh = f"-o UserKnownHostsFile={self.known} -o GlobalKnownHostsFile=/dev/null -F none"
+        shared = {
+            "ansible_user": "ops",
+            "ansible_ssh_private_key_file": str(self.key),
+            "ansible_ssh_common_args": ssh,
+            **dict(setting.split("=") for setting in SMALL),
+            **variables,
+        }
+        shared = {
+            k: yaml.safe_load(v) if k.startswith(("pre", "repo")) and isinstance(v, str) else v
+            for k, v in shared.items()
+        }
+        named = {host.name: {"ansible_host": host.address} for host in hosts}
+        return {"all": {"hosts": named, "vars": shared}}
+
+    def run(self, *words: str) -> subprocess.Popen[str]:
+        """Any words after `appliance provision`."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "appliance.cli", "provision", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "APPLIANCE_HOME": str(self.folder / "home"), "COLUMNS": "160"},
+        )
+
+    def words(self, *words: str, timeout: float = 600) -> tuple[int, str]:
+        """Exit code and output of such a call."""
+        process = self.run(*words)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            raise
+        return process.returncode, output
+
+    def result(self, code: int, output: str) -> Provisioned:
+        """The call's outcome, with the newest report."""
+        reports = sorted((self.folder / "home/provision/runs").glob("*/report.json"))
+        report = json.loads(reports[-1].read_text()) if reports else {}
+        return Provisioned(code, output, report)
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("lab") / "hosts") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def command(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    return Command(tmp_path_factory.mktemp("command"), lab.key)
+
+
+@pytest.fixture(scope="session")
+def gpu_bundle(
+    lab: Lab, command: Command, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A bundle for both profiles with cards, made by the command; and what the command said."""
+    folder = tmp_path_factory.mktemp("bundle")
+    key = folder / "nvidia.asc"
+    key.write_text(package_source(folder / "nvidia"))
+    lock = wheelhouse(folder / "wheelhouse")
+    with Mirror(folder / "nvidia", GATEWAY) as nvidia:
+        sources = folder / "sources.list"
+        sources.write_text(
+            f"deb [signed-by={key}] {nvidia.url} ./\ndeb {base.mirror()} {base.SUITE} main\n"
+        )
+        settings = [f"provision_lock={lock}", "provision_vendor_wheels=[]"]
+        code, output = command.words(
+            "--bundle", str(folder / "gpu.tar"), "--profile", "a100-80g-x8",
+            "--apt-sources", str(sources), "--package", f"linux-headers-{os.uname().release}",
+            *(word for setting in settings for word in ("--set", setting)),
+        )  # fmt: skip
+    assert code == 0, output
+    return folder / "gpu.tar", output

@@ -1,0 +1,2 @@
+def run_check():
+    print("PaddlePaddle is installed successfully!")
