@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.provisioning.conftest import Command, Provisioned
 from tests.provisioning.hosts import Host, Lab, Settings
+from tests.provisioning.hosts.nvidia import NEW
 
 PROFILE = ("--profile", "a100-80g-x8")
+OURS = Path("/proc/sys/vm/swappiness").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +26,107 @@ def first(command: Command, host: Host, gpu_bundle: tuple[Path, str]) -> Provisi
     return command([host], *PROFILE, "--from-bundle", str(gpu_bundle[0]), "--yes")
 
 
+def test_the_bundle_says_what_it_holds(gpu_bundle: tuple[Path, str]) -> None:
+    assert "profile: a100-80g-x8" in gpu_bundle[1]
+    assert "system: debian 12" in gpu_bundle[1]
+    assert "wheels: 6" in gpu_bundle[1]
+
+
 def test_first_run_ends_well_with_one_reboot(first: Provisioned, host: Host) -> None:
     assert first.code == 0, first.output
     assert first.host("sxm")["status"] == "ok"
     assert first.host("sxm")["rebooted"] is True
     assert host.reboots() == 1
+
+
+def test_the_plan_is_shown_before_anything_is_done(first: Provisioned) -> None:
+    plan, work = first.output.split("converging", 1)
+    assert f"driver none → {NEW}" in plan
+    assert "ONE REBOOT" in plan
+    assert "MiB to copy" in plan
+    assert "left" in work, "no progress with time left"
+
+
+def test_driver_modes_and_links_are_as_wanted(first: Provisioned, host: Host) -> None:
+    query = "nvidia-smi --query-gpu=driver_version,persistence_mode,mig.mode.current"
+    assert (
+        host.root(f"{query} --format=csv,noheader").splitlines()
+        == [f"{NEW}, Enabled, Disabled"] * 8
+    )
+    assert host.root("systemctl is-active nvidia-fabricmanager") == "active"
+    assert "inactive" not in host.root("nvidia-smi nvlink --status")
+    held = host.root("apt-mark showhold").split()
+    assert {"nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-fabricmanager"} <= set(held)
+    assert "iommu=pt" in host.root("cat /proc/cmdline").split()
+
+
+def test_paddles_unversioned_libraries_open_through_one_folder(
+    first: Provisioned, host: Host
+) -> None:
+    opened = "import ctypes; [ctypes.CDLL(f'lib{n}.so') for n in ('cudnn', 'nccl', 'nvrtc')]"
+    host.root(f'LD_LIBRARY_PATH=/opt/appliance/cuda /opt/appliance/train/bin/python -c "{opened}"')
+
+
+def test_burn_in_measured_the_cards(first: Provisioned) -> None:
+    seen = first.host("sxm")
+    assert len(seen["figures"]["cards"]) == 8
+    assert seen["figures"]["busbw_gbps"] >= 200
+    checks = {f["check"]: f["ok"] for f in seen["findings"] if f["part"] == "burnin"}
+    assert checks["dcgmi diag"] and checks["paddle run_check"] and checks["NVLink"]
+
+
+def test_a_carried_python_serves_with_fastdeploy_the_hosts_own_with_onnxruntime(
+    first: Provisioned, host: Host, gpu_bundle: tuple[Path, str]
+) -> None:
+    carried = "Python: 3.10 (carried)" in gpu_bundle[1]
+    engine, version = ("fastdeploy", "3.10") if carried else ("onnxruntime", "3.11")
+    assert version in host.root("/opt/appliance/train/bin/python -V")
+    assert f"serves with {engine}" in first.output
+
+
+def test_the_firewall_lets_ssh_in_and_drops_the_rest(first: Provisioned, host: Host) -> None:
+    rules = host.root("nft list table inet appliance")
+    assert "policy drop" in rules and "tcp dport 22 accept" in rules
+    assert host.root("systemctl list-timers --no-legend 'appliance-*'") == "", "a revert is pending"
+
+
+def test_services_are_confined_and_the_user_has_no_shell(first: Provisioned, host: Host) -> None:
+    names = ("NoNewPrivileges", "ProtectSystem", "DevicePolicy", "User", "CapabilityBoundingSet")
+    asked = " ".join(f"-p {name}" for name in names)
+    shown = host.root(f"systemctl show {asked} appliance-serving@x appliance-controller@x")
+    for unit in shown.split("\n\n"):
+        values = dict(line.split("=", 1) for line in unit.splitlines())
+        assert values == {
+            "NoNewPrivileges": "yes",
+            "ProtectSystem": "strict",
+            "DevicePolicy": "closed",
+            "User": "appliance",
+            "CapabilityBoundingSet": "",
+        }
+    assert host.root("getent passwd appliance").endswith("/usr/sbin/nologin")
+
+
+def test_the_report_is_kept_and_listed(first: Provisioned, command: Command) -> None:
+    code, listed = command.words("history")
+    assert code == 0
+    assert first.report["id"] in listed and "sxm ok" in listed
+    page = command.folder / "home/provision/runs" / first.report["id"] / "report.html"
+    assert "nvidia_driver" in page.read_text()
+
+
+def test_second_run_changes_nothing(
+    first: Provisioned, command: Command, host: Host, gpu_bundle: tuple[Path, str]
+) -> None:
+    second = command([host], *PROFILE, "--from-bundle", str(gpu_bundle[0]), "--yes")
+    assert second.code == 0, second.output
+    assert second.host("sxm")["changes"] == []
+    assert second.host("sxm")["rebooted"] is False
+    assert host.reboots() == 1
+    code, differing = command.words("diff", "sxm")
+    assert code == 0
+    assert f"facts.driver.installed: - → {NEW}" in differing
+    json.dumps(second.report)
+
+
+def test_this_machine_was_left_alone(first: Provisioned) -> None:
+    assert Path("/proc/sys/vm/swappiness").read_text() == OURS
