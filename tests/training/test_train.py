@@ -86,8 +86,8 @@ def test_what_a_training_says(whole: Stage) -> None:
     progress = stages.events(whole, "progress")
     assert [(e["done"], e["total"]) for e in progress][-1] == (60, 60)
     assert all(e["tokens_per_second"] > 0 and e["seconds_left"] >= 0 for e in progress)
-    names = {event["name"] for event in stages.events(whole, "metric")}
-    assert names == {"train_loss", "eval_loss"}
+    metrics = stages.events(whole, "metric")
+    assert [(m["name"], m["step"]) for m in metrics] == [("eval_loss", s) for s in (20, 40, 60)]
     evaluated = [
         line["step"] for line in read_log(whole.final / "log.jsonl") if "eval_loss" in line
     ]
@@ -217,6 +217,21 @@ def test_a_killed_training_names_the_likely_cause(tmp_path: Path) -> None:
     assert isinstance(error, StageError)
     assert "SIGKILL" in error.message and str(tmp_path) in error.message
     assert "memory" in error.hint
+
+
+def test_a_training_that_stands_still_is_given_up(home: Path) -> None:
+    stage = stages.train_stage(home, home, "still")
+    stage.scratch.mkdir(parents=True)
+    alive = stage.scratch / train.ALIVE
+    alive.touch()
+    os.utime(alive, (0, time.time() - train.STALL_SECONDS - 5))
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        with pytest.raises(StageError, match="not finished a step in 30 minutes"):
+            train.watch(stage, sleeper)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_a_traceback_ends_in_its_error(tmp_path: Path) -> None:
