@@ -172,7 +172,7 @@ def test_access_control_is_read_from_configuration_space() -> None:
     ("text", "version"),
     [
         (
-            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.309.01  Mon May 1\nGCC version: 12",
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.309.01  Mon\nGCC version: 12",
             "535.309.01",
         ),
         ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  Rel", "580.105.08"),

@@ -83,6 +83,13 @@ class Lab:
         host.start()
         return host
 
+    def namespace(self, name: str) -> list[str]:
+        """A bare network namespace on the bridge; the words that run a command in it."""
+        netns = f"{PREFIX}{name}"
+        number = 200 + len(name)
+        wire(netns, f"applv{number}", f"{NETWORK}.{number}", number)
+        return ["ip", "netns", "exec", netns]
+
     def remove(self, host: Host) -> None:
         """Stop a host and forget its files; its address is not given again."""
         host.stop()
