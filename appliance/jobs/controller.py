@@ -31,6 +31,7 @@ from appliance.jobs.sources import source_stamps
 from appliance.jobs.space import check_space
 from appliance.jobs.store import LeaseLost, Store
 from appliance.jobs.watch import Watch
+from appliance.jobs.words import outcome
 from appliance.machine import measure
 from appliance.plan.plan import Plan, PlannedStage, make_plan
 from appliance.recipe import Recipe
@@ -147,7 +148,7 @@ class Run:
         final = home() / "artifacts" / planned.name / fingerprint
         about = {"fingerprint": fingerprint, "artifact": str(final)}
         if is_whole(final):
-            self.skip(planned.name, about, f"skipped: {made_by(final, self.lease.job)}")
+            self.skip(planned.name, about, f"skipped: {made_by(final, self.lease.job)}", final)
             return final
         if final.exists():
             self.display.say(f"{planned.name}: files of {final} are missing; it is made anew")
@@ -158,7 +159,7 @@ class Run:
         )
         self.begin(planned.name, about)
         self.launch(stage)
-        self.done(planned.name)
+        self.done(planned.name, final)
         return final
 
     def launch(self, stage: Stage) -> None:
@@ -198,7 +199,7 @@ class Run:
         asked = self.signals.count
         try:
             if not at_once:
-                self.display.say(f"{name}: stopping; Ctrl-C stops it at once", "yellow")
+                self.display.say(f"{name}: stopping; Ctrl-C again ends it at once", "yellow")
         finally:
             worker.end(hurry=lambda: at_once or self.signals.count > asked)
         self.display.end(name, "stopped", "stopped")
@@ -236,20 +237,22 @@ class Run:
             **about,
         )
 
-    def done(self, name: str) -> None:
+    def done(self, name: str, artifact: Path | None = None) -> None:
         """A stage ended well."""
         self.store.change_stage(
             self.lease, name, "done", ended=time.time(), exit_code=0, pid=None, mark=None
         )
-        self.display.end(name, "done", "done")
+        self.display.end(name, "done", with_outcome("done", name, artifact))
 
-    def skip(self, name: str, about: Mapping[str, Any], why: str) -> None:
+    def skip(
+        self, name: str, about: Mapping[str, Any], why: str, artifact: Path | None = None
+    ) -> None:
         """A stage need not run."""
         now = time.time()
         self.store.change_stage(
             self.lease, name, "done", started=now, ended=now, skipped=True, **about
         )
-        self.display.end(name, "done", why)
+        self.display.end(name, "done", with_outcome(why, name, artifact))
 
     def deploy(self, planned: PlannedStage) -> None:
         """Serve the bundle."""
@@ -273,6 +276,12 @@ class Run:
             self.done("deploy")
         else:
             self.skip("deploy", {}, "skipped: this bundle is served already")
+
+
+def with_outcome(text: str, stage: str, artifact: Path | None) -> str:
+    """The text, and behind it what the stage arrived at."""
+    said = outcome(stage, read_manifest(artifact)["metrics"]) if artifact is not None else ""
+    return f"{text} · {said}" if said else text
 
 
 def made_by(artifact: Path, job: str) -> str:

@@ -3,7 +3,7 @@
 Kinds and their fields, besides `time` (seconds since the epoch) and `stage`:
 
     progress  done, total, unit, and where known loss, tokens_per_second, seconds_left
-    metric    name, value
+    metric    name, value, and where there are many of it step
     note      text
     warning   text
     table     title, columns, rows
@@ -40,9 +40,9 @@ class Events:
         """How far the stage is."""
         self.emit("progress", done=done, total=total, unit=unit, **fields)
 
-    def metric(self, name: str, value: float) -> None:
-        """One figure that is worth keeping."""
-        self.emit("metric", name=name, value=value)
+    def metric(self, name: str, value: float, *, step: int | None = None) -> None:
+        """One figure that is worth keeping; `step` where it is measured again and again."""
+        self.emit("metric", name=name, value=value, **({} if step is None else {"step": step}))
 
     def note(self, text: str) -> None:
         """One line for the reader."""

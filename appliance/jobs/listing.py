@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from appliance.jobs import ask
-from appliance.jobs.live import clock
 from appliance.jobs.rows import Deployment, Job, StageRow
 from appliance.jobs.store import Store
+from appliance.jobs.words import clock
 
 COLOURS = {
     "running": "green",

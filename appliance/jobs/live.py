@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -21,10 +20,17 @@ from rich.table import Table
 from rich.text import Text
 
 from appliance.jobs.follow import Log
+from appliance.jobs.tables import table
+from appliance.jobs.words import clean, clock, figure
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal, and in the log
 LOG_WIDTH = 100  # columns of a table in the log
 
+FIGURES = {  # metrics that stages say, in words
+    "eval_loss": "held-out loss",
+    "loss_before": "held-out loss before training",
+    "loss_after": "held-out loss after training",
+}
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("■", "yellow")}
 
 
@@ -48,7 +54,8 @@ class Line:
     ended: float | None = None
     done: float = 0
     total: float = 0
-    loss: float | None = None
+    left: float | None = None  # seconds, as far as one can tell
+    figures: str = ""  # the last one that came with a step: "held-out loss 2.75"
     first: tuple[float, float] | None = None  # when the first progress came, and how far it was
 
     def elapsed(self) -> str:
@@ -100,15 +107,13 @@ class Display:
 
     def start(self, name: str) -> None:
         """A stage begins."""
-        self.lines[name] = Line(name, "running", began=time.monotonic())
+        self.lines[name] = Line(name, "running", "starting", began=time.monotonic())
         self.said = 0.0
         self._news(f"{name}: started")
 
     def end(self, name: str, state: str, text: str) -> None:
         """A stage ends: `done`, `failed` or `stopped`."""
         line = self.lines[name]
-        if state == "done" and line.loss is not None:
-            text += f" · loss {line.loss:.4g}"
         line.state, line.text = state, text
         line.ended = time.monotonic() if line.began is not None else None
         took = f" ({line.elapsed()})" if line.began is not None else ""
@@ -121,7 +126,7 @@ class Display:
         if kind == "progress":
             self._progress(self.lines[name], event)
         elif kind == "metric":
-            self._metric(f"{name}: {event['name']}", float(event["value"]))
+            self._metric(self.lines[name], event)
         elif kind == "note":
             self.say(f"{name}: {event['text']}")
         elif kind == "warning":
@@ -154,29 +159,36 @@ class Display:
     def _progress(self, line: Line, event: dict[str, Any]) -> None:
         now = time.monotonic()
         line.done, line.total = float(event["done"]), float(event["total"])
-        line.loss = event.get("loss", line.loss)
         line.first = line.first or (now, line.done)
-        line.text = summary(event, seconds_left(line, event, now))
+        line.left = seconds_left(line, event, now)
+        line.text = summary(event, line.figures)
         if now - self.said >= PLAIN_SECONDS or line.done >= line.total:
             self.said = now
-            self._news(f"{line.name}: {line.text}")
+            left = "" if line.left is None else f" · {clock(line.left)} left"
+            self._news(f"{line.name}: {summary(event)}{left}")
 
-    def _metric(self, name: str, value: float) -> None:
-        """A figure; one that comes at every step is shown now and then, and is all in the log."""
-        now, text = time.monotonic(), f"{name} {figure(value)}"
-        if now - self.metrics.get(name, -PLAIN_SECONDS) < PLAIN_SECONDS:
-            self.log.write(text)
+    def _metric(self, line: Line, event: dict[str, Any]) -> None:
+        """A figure; one of many, with its step, is shown now and then, and is all in the log."""
+        words = FIGURES.get(event["name"], event["name"])
+        said = f"{words} {figure(float(event['value']))}"
+        if (step := event.get("step")) is None:
+            self.say(f"{line.name}: {said}")
             return
-        self.metrics[name] = now
-        self.say(text)
+        line.figures = said
+        text, now = f"{line.name}: {said} at step {step:,}", time.monotonic()
+        if now - self.metrics.get(words, -PLAIN_SECONDS) < PLAIN_SECONDS:
+            self.log.write(text)
+        else:
+            self.metrics[words] = now
+            self._news(text)
 
     def _table(self, event: dict[str, Any]) -> None:
         title = Text(clean(str(event["title"])), style="bold")
-        shown = table(event["columns"], event["rows"])
-        self._show(title, shown)
+        columns, rows = event["columns"], event["rows"]
+        self._show(title, table(columns, rows, self.console.width))
         page = Console(file=io.StringIO(), width=LOG_WIDTH, color_system=None)
         with page.capture() as text:
-            page.print(title, shown, sep="\n")
+            page.print(title, table(columns, rows, LOG_WIDTH), sep="\n")
         self.log.write(text.get())
 
     def render(self) -> RenderableType:
@@ -186,79 +198,49 @@ class Display:
         grid.add_column(width=max(map(len, self.stages)))
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         grid.add_column(justify="right", min_width=5, no_wrap=True)
-        bar: RenderableType = Text("")
+        bars: list[RenderableType] = []
         for line in self.lines.values():
             if line.state == "running":
                 icon: RenderableType = self.spinner
                 if line.total:
-                    bar = ProgressBar(total=line.total, completed=line.done, width=None)
+                    bars = [progress_bar(line)]
             else:
                 mark, colour = MARKS.get(line.state, ("·", "dim"))
                 icon = Text(mark, style=colour)
             style = {"running": "bold", "waiting": "dim"}.get(line.state, "")
             grid.add_row(icon, Text(line.name, style=style), Text(line.text), line.elapsed())
-        return Group(Text(self.title, style="bold"), grid, bar)
+        return Group(Text(self.title, style="bold"), grid, *bars)
 
 
-def table(columns: list[str], rows: list[list[Any]]) -> Table:
-    """A table that wraps long cells at the console's width."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=any_long(rows))
-    for index, column in enumerate(columns):
-        numbers = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        shown.add_column(column, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(cell_text(cell)) for cell in row))
-    return shown
+def progress_bar(line: Line) -> RenderableType:
+    """How far the running stage is, and how long it will go on."""
+    left = "" if line.left is None else f"{clock(line.left)} left"
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(ratio=1)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_row(ProgressBar(total=line.total, completed=line.done), left)
+    return grid
 
 
-def any_long(rows: list[list[Any]]) -> bool:
-    """Whether a row will take several lines."""
-    return any(sum(len(cell_text(cell)) + 2 for cell in row) > 76 for row in rows)
-
-
-def cell_text(cell: Any) -> str:
-    """One cell of a table, as text."""
-    if cell is None:
-        return "–"
-    return figure(cell) if isinstance(cell, float) else clean(str(cell))
-
-
-def clean(text: str) -> str:
-    """The text without what would steer a terminal: a model may answer anything."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-
-
-def summary(event: dict[str, Any], left: float | None) -> str:
-    """A progress event in one line."""
-    parts = [f"{event['done']:,}/{event['total']:,} {event['unit']}"]
+def summary(event: dict[str, Any], figures: str = "") -> str:
+    """A progress event in one line: `step 3/40 · loss 2.5 · 812 tokens/s`."""
+    parts = [f"{event['unit']} {event['done']:,}/{event['total']:,}"]
     if (loss := event.get("loss")) is not None:
         parts.append(f"loss {loss:.4g}")
+    if figures:
+        parts.append(figures)
     if (speed := event.get("tokens_per_second")) is not None:
         parts.append(f"{speed:,.0f} tokens/s")
-    if left is not None:
-        parts.append(f"{clock(left)} left")
     return " · ".join(parts)
 
 
 def seconds_left(line: Line, event: dict[str, Any], now: float) -> float | None:
     """What the stage says, else what its pace so far tells; None where nothing does."""
-    if (said := event.get("seconds_left")) is not None:
-        return float(said)
     if line.first is None or line.done >= line.total:
         return None
+    if (said := event.get("seconds_left")) is not None:
+        return float(said)
     began, first = line.first
     if line.done <= first or now - began < 1.0:
         return None
     return (now - began) * (line.total - line.done) / (line.done - first)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def figure(value: float) -> str:
-    """A figure to four significant digits, whole numbers in full."""
-    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.jobs.follow import Follower
-from appliance.jobs.live import Display, clock
+from appliance.jobs.live import Display
+from appliance.jobs.words import clock
 
 STALL_SECONDS = 300.0  # of silence before it is said aloud; then twice as long, and so on
 KEPT_LINES = 200

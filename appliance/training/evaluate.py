@@ -101,7 +101,7 @@ def sit(exam: Exam, model: Any, stage: Stage, when: str) -> tuple[float | None, 
     loss = None
     if exam.rows:
         total = -(-len(exam.rows) // exam.batch_size)
-        report = _report(stage, total, f"batches {when}")
+        report = _report(stage, total, f"batches {when} training")
         loss = held_out_loss(model, batches(exam.rows, exam.batch_size), report)
     stage.events.note(f"Asking {len(exam.prompts)} held-out questions, {when} training.")
     tokens = greedy(

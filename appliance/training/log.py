@@ -40,14 +40,13 @@ class Log:
             self._draw(line)
 
     def line(self, step: int, **figures: float) -> None:
-        """One line: to the log, to VisualDL, and the losses as metrics to the events."""
+        """One line: to the log, to VisualDL, and a held-out loss as a metric to the events."""
         entry = {"step": step, **figures}
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
         self._draw(entry)
-        for name, metric in (("loss", "train_loss"), ("eval_loss", "eval_loss")):
-            if name in figures:
-                self.events.metric(metric, figures[name])
+        if "eval_loss" in figures:
+            self.events.metric("eval_loss", figures["eval_loss"], step=step)
 
     def close(self) -> None:
         """Bring the scalars to the disk."""

@@ -124,7 +124,7 @@ def table(links: Sequence[Link]) -> list[list[str]]:
     ]
 
 
-COLUMNS = ("link", "against", "compared", "largest difference", "verdict", "where they part")
+COLUMNS = ("link", "against", "compared", "difference", "verdict", "where they part")
 
 
 def record(

@@ -35,7 +35,13 @@ from appliance.training.proof import (
 )
 from appliance.training.witness import Case, Logits
 
-WITNESSES = ("engine", "graph", "merged", "trained")
+SPOKEN = {  # the witnesses in the order in which they speak, in words
+    "engine": "engine",
+    "graph": "graph",
+    "merged": "merged model",
+    "trained": "trained model",
+}
+WITNESSES = tuple(SPOKEN)
 DEADLINE = 3600.0  # seconds for one witness; a model that takes longer than this here is stuck
 PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "fastdeploy-python", "onnxruntime")
 
@@ -137,7 +143,7 @@ def compare(
     said: dict[str, Logits] = {}
     for i, name in enumerate(WITNESSES):
         stage.events.progress(i, len(WITNESSES), "witnesses")
-        stage.events.note(f"Leading the {name} model along {len(case.prompts)} prompts.")
+        stage.events.note(f"Running {len(case.prompts)} prompts through the {SPOKEN[name]}.")
         said[name] = hear(stage, name, case)
         if name == "engine":
             heard = read_json(stage.scratch / "engine.json")

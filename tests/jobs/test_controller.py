@@ -217,7 +217,7 @@ def test_every_line_of_the_log_has_its_time(control, home):
     lines = (home / "jobs" / control.job.id / "log.txt").read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ ", line) for line in lines)
     text = "\n".join(lines)
-    assert "train: 4/4 steps · loss 0.5 · 99 tokens/s" in text
+    assert "train: steps 4/4 · loss 0.5 · 99 tokens/s" in text
     assert "train | train works as" in text, "what the program prints is there too"
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from appliance.jobs import watch
 from appliance.jobs.follow import Follower, Log
-from appliance.jobs.live import Display, clock, figure
+from appliance.jobs.live import Display
+from appliance.jobs.tables import table
+from appliance.jobs.words import clock, figure, outcome
 
 STAGES = ["prepare", "train", "evaluate"]
 
@@ -32,7 +36,7 @@ def progress(done, total=40, **more):
         "stage": "train",
         "done": done,
         "total": total,
-        "unit": "steps",
+        "unit": "step",
     } | more
 
 
@@ -45,12 +49,12 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(log):
     display.start("train")
     for step in range(1, 41):
         display.event(progress(step, loss=2.5, tokens_per_second=1234.5, seconds_left=75))
-    display.end("train", "done", "done")
+    display.end("train", "done", "done · held-out loss 2.1")
     assert printed(display) == [
         "train: started",
-        "train: 1/40 steps · loss 2.5 · 1,234 tokens/s · 1:15 left",
-        "train: 40/40 steps · loss 2.5 · 1,234 tokens/s · 1:15 left",
-        "train: done · loss 2.5 (0:00)",
+        "train: step 1/40 · loss 2.5 · 1,234 tokens/s · 1:15 left",
+        "train: step 40/40 · loss 2.5 · 1,234 tokens/s",
+        "train: done · held-out loss 2.1 (0:00)",
     ]
 
 
@@ -59,6 +63,12 @@ def test_a_terminal_shows_all_stages_within_80_columns(log):
     display = Display("demo-1", STAGES, log, console)
     display.end("prepare", "done", "skipped: done by demo-0")
     display.start("train")
+    starting = Console(file=io.StringIO(), width=80, color_system=None)
+    starting.print(display.render())
+    assert "train    starting" in starting.file.getvalue().splitlines()[2]
+    display.event(
+        {"kind": "metric", "stage": "train", "name": "eval_loss", "value": 2.75, "step": 10}
+    )
     display.event(progress(20, loss=1.23456, tokens_per_second=987654, seconds_left=3700))
     with console.capture() as shown:
         console.print(display.render())
@@ -67,32 +77,103 @@ def test_a_terminal_shows_all_stages_within_80_columns(log):
     lines = page.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "✓ prepare  skipped: done by demo-0" in lines[1]
-    assert "20/40 steps · loss 1.235 · 987,654 tokens/s · 1:01:40 left" in lines[2]
+    assert "step 20/40 · loss 1.235 · held-out loss 2.75 · 987,654 tokens/s" in lines[2]
     assert lines[3].startswith("· evaluate")
-    assert set(lines[4]) <= {"━", "╸", "╺", " "} and "━" in lines[4]
+    assert re.fullmatch(r"[━╸╺ ]+ 1:01:40 left", lines[4]) and "━" in lines[4]
+    assert "eval_loss" not in console.file.getvalue(), "it has its place in the list of stages"
     assert "\x1b[" in shown.get(), "in colour"
 
 
-def test_a_figure_of_every_step_is_shown_once_and_is_all_in_the_log(log, tmp_path):
+def test_a_figure_of_every_step_is_shown_now_and_then_and_is_all_in_the_log(log, tmp_path):
     display = plain(log)
-    for value in (3.0, 2.5, 2.25):
-        display.event({"kind": "metric", "stage": "train", "name": "eval_loss", "value": value})
-    assert printed(display) == ["train: eval_loss 3"]
-    assert "train: eval_loss 2.25" in (tmp_path / "log.txt").read_text()
+    event = {"kind": "metric", "stage": "train", "name": "eval_loss"}
+    for step, value in ((10, 3.0), (20, 2.5), (30, 2.25)):
+        display.event(event | {"value": value, "step": step})
+    assert printed(display) == ["train: held-out loss 3 at step 10"]
+    assert "train: held-out loss 2.25 at step 30" in (tmp_path / "log.txt").read_text()
 
 
-def test_long_answers_wrap_inside_their_table(log, tmp_path):
+def test_a_figure_that_is_measured_once_is_said_in_words(log):
     display = plain(log)
-    rows = [["My printer does not print at all." * 3, "Nothing.", "Please restart it. " * 10, None]]
-    columns = ["question", "before", "after", "reference"]
-    display.event(
-        {"kind": "table", "stage": "evaluate", "title": "Answers", "columns": columns, "rows": rows}
-    )
+    for name, value in (("loss_before", 3.25), ("loss_after", 2.125), ("seconds", 7.0)):
+        display.event({"kind": "metric", "stage": "evaluate", "name": name, "value": value})
+    assert printed(display) == [
+        "evaluate: held-out loss before training 3.25",
+        "evaluate: held-out loss after training 2.125",
+        "evaluate: seconds 7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "metrics", "text"),
+    [
+        ("prepare", {"rows": 1300, "train": 1250, "eval": 50}, "1,250 to train on, 50 held out"),
+        ("train", {"train_loss": 1.5, "eval_loss": 2.139}, "held-out loss 2.139"),
+        ("train", {"train_loss": 1.5}, ""),
+        (
+            "evaluate",
+            {"loss_before": 6.771, "loss_after": 2.139},
+            "held-out loss 6.771 before, 2.139 after training",
+        ),
+        (
+            "evaluate",
+            {"loss_before": None, "loss_after": 2.139},
+            "held-out loss 2.139 after training",
+        ),
+        ("verify", {"largest_difference": 1.6e-05}, "proven, logits within 1.6e-05"),
+        ("merge", {"sha256": "ab"}, ""),
+    ],
+)
+def test_what_a_stage_arrived_at(stage, metrics, text):
+    assert outcome(stage, metrics) == text
+
+
+PROOF = ["link", "against", "compared", "difference", "verdict", "where they part"]
+
+
+def laid_out(columns, rows, width):
+    page = Console(file=io.StringIO(), width=width, color_system=None)
+    page.print(table(columns, rows, width))
+    lines = [line.rstrip() for line in page.file.getvalue().splitlines()]
+    assert max(map(cell_len, lines)) <= width
+    return lines
+
+
+def test_a_table_breaks_no_word_and_leaves_out_a_column_that_says_nothing():
+    rows = [
+        ["rendering", "training", "4 conversations, token ids", "", "agree", ""],
+        ["merged", "trained", "4 prompts, 256 greedy steps", "9.5e-06", "agree", ""],
+    ]
+    lines = laid_out(PROOF, rows, 80)
+    assert len(lines) == 6, "a line a row"
+    assert "rendering   training   4 conversations, token ids" in lines[3]
+    assert "part" not in "".join(lines)
+    narrow = laid_out(PROOF, rows, 70)
+    words = {word.strip(",") for word in " ".join(narrow).split()}
+    assert {"conversations", "prompts", "rendering", "difference"} <= words
+
+
+def test_a_table_with_much_text_is_a_list():
+    parts = "prompt 2, step 17: logits differ by 0.41, merged chooses 311, trained 17"
+    lines = laid_out(PROOF, [["merged", "trained", "4 prompts", "0.41", "PART", parts]], 80)
+    assert " link             merged" in lines and " difference       0.41" in lines
+    assert f" where they part  {parts[:50]}"[:60] in "\n".join(lines)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_long_answers_are_whole_at_any_width(width):
+    rows = [["我的打印机不打印。" * 9, "Nothing.", "Please restart it. " * 10]]
+    text = "".join("".join(laid_out(["question", "before", "after"], rows, width)).split())
+    assert text.count("我的打印机不打印。") == 9 and text.count("restart") == 10
+
+
+def test_a_table_is_in_the_log_too(log, tmp_path):
+    display = plain(log)
+    event = {"kind": "table", "stage": "evaluate", "title": "Answers", "columns": ["a", "b"]}
+    display.event(event | {"rows": [["one", None], ["two", 0.5]]})
     assert printed(display)[0] == "Answers"
-    assert max(map(len, printed(display))) <= 80
-    words = "".join("".join(printed(display)).split())
-    assert words.count("restart") >= 8, "nothing is cut off"
-    assert "Answers" in (tmp_path / "log.txt").read_text()
+    logged = (tmp_path / "log.txt").read_text()
+    assert "Answers" in logged and "two" in logged and "–" in logged
 
 
 def test_markup_in_a_models_answer_is_text(log):
