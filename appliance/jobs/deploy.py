@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import DeployError
+from appliance.errors import DeployError, Interrupted
 from appliance.files import read_json
 from appliance.home import home
 from appliance.jobs import ask, processes
@@ -94,9 +94,11 @@ def deploy(
             pulse()
             answers = ask.ask_both(serving, target.bundle, question)
         except DeployError:
-            # Where the wait was interrupted, the server goes on starting and resume finds it.
             if serving.status == "starting":
                 fall_back(store, serving, events, pulse)
+            raise
+        except Interrupted:
+            events.note(f"the server goes on; `appliance down {target.name}` stops it")
             raise
         store.set_deployment(serving, "running")
     events.table("One question through both doors", ["door", "question", "answer"], answers)
@@ -122,7 +124,7 @@ def replace(
         events.note(f"replacing the bundle that {target.name} serves")
     check_ports(store, target)  # before what is served is stopped
     end_servers(target.name)
-    events.note(f"starting the server; its log: {folder(target.name) / 'log.txt'}")
+    events.note(f"starting the server; `appliance logs {target.name}` shows what it says")
     start(store, job, target, previous)
 
 

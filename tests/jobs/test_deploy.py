@@ -165,6 +165,7 @@ def test_an_interrupted_start_is_found_again(served, tiny_bundle):
     with pytest.raises(Interrupted):
         served.deploy(tiny_bundle, pulse=stop)
     assert served.row.status == "starting" and served.row.lives
+    assert "`appliance down tiny` stops it" in served.said("note")[-1]["text"]
     pid = served.row.pid
     assert served.deploy(tiny_bundle) is False
     assert served.row.pid == pid and served.row.status == "running"
