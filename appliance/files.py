@@ -87,6 +87,12 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "seal": fingerprint(plain)}
 
 
+def from_here(path: str) -> str:
+    """A path as a reader in the current folder writes it; anything else stays as it is."""
+    here = os.path.join(os.getcwd(), "")
+    return path.removeprefix(here)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Give `target` the bytes of `source`: a hard link where the file system can, else a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)

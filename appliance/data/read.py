@@ -109,11 +109,38 @@ def source_files(source: str) -> list[Path]:
     found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
     files = [p for p in found if p.is_file()]
     if not files:
-        what = "is a folder" if path.is_dir() else "does not exist"
+        missing = "matches no file" if glob.has_magic(source) else "does not exist"
+        what = "is a folder" if path.is_dir() else missing
         raise DataError(
             f"{source} {what}", hint="Name a file or a glob such as data/*.jsonl in data.train."
         )
     return files
+
+
+def check_source(source: str, *, plain: bool) -> None:
+    """Refuse what can be seen without reading rows: no file, one that no reader is for, one of
+    plain text where conversations are learnt, nothing in any of them. Raises DataError."""
+    files = source_files(source)
+    for path in files:
+        if _is_text(path) and not plain:
+            raise DataError(
+                f"{path} is plain text; methods lora and full learn answers",
+                hint="Give conversations (.jsonl, .json), or learn text with method pretrain.",
+            )
+    if not any(path.stat().st_size for path in files):
+        raise DataError(f"{source} is empty", hint="Add rows to it.")
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file is plain text, not rows. Raises DataError for a file of another kind."""
+    if path.suffix in _ROW_FILES:
+        return False
+    if path.suffix == ".txt":
+        return True
+    raise DataError(
+        f"{path}: files named {path.suffix or 'without an ending'} are not read",
+        hint="Name it .jsonl (a row a line), .json (a list of rows) or .txt (plain text).",
+    )
 
 
 def _package_items(source: str, tally: Tally) -> Iterator[Conversation | Document]:
@@ -129,12 +156,7 @@ def _package_items(source: str, tally: Tally) -> Iterator[Conversation | Documen
 
 
 def _file_items(path: Path, data: DataSection, tally: Tally) -> Iterator[Conversation | Document]:
-    if path.suffix not in _ROW_FILES:
-        if path.suffix != ".txt":
-            raise DataError(
-                f"{path}: files named {path.suffix or 'without an ending'} are not read",
-                hint="Name it .jsonl (a row a line), .json (a list of rows) or .txt (plain text).",
-            )
+    if _is_text(path):
         tally.formats["text"] += 1
         yield Document(_read_text(path), str(path))
         return

@@ -125,7 +125,7 @@ def _training(train: TrainSection) -> Iterator[Problem]:
 
 
 def _sources(data: DataSection, train: TrainSection) -> Iterator[Problem]:
-    from appliance.data.read import source_files
+    from appliance.data.read import check_source
 
     plain = train.method == "pretrain"
     if plain and data.eval:
@@ -143,7 +143,7 @@ def _sources(data: DataSection, train: TrainSection) -> Iterator[Problem]:
             place = ("data", field, index)
             try:
                 if not source.startswith(PREFIX):
-                    source_files(source)
+                    check_source(source, plain=plain)
                 elif (package_files(source)[0].kind == "dialogues") == plain:
                     kinds = ("plain text", "conversations")
                     yield Problem(

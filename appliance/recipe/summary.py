@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from appliance.files import from_here
 from appliance.recipe.schema import Recipe
 
 
@@ -19,7 +20,7 @@ def summary(recipe: Recipe) -> list[tuple[str, str]]:
 def _model(recipe: Recipe) -> str:
     shape, tokenizer = recipe.model.config, recipe.model.tokenizer
     if shape is None or tokenizer is None:
-        return f"start from {recipe.model.base}"
+        return f"start from {from_here(recipe.model.base or '')}"
     return (
         f"a new Llama: {shape.num_hidden_layers} layers of width {shape.hidden_size}, context "
         f"{shape.max_position_embeddings}; a new {tokenizer.kind} tokenizer of "
@@ -32,10 +33,11 @@ def _data(recipe: Recipe) -> str:
     if recipe.train.method == "pretrain":
         held = f"split {data.split}"
     elif data.eval:
-        held = f"held out: {', '.join(data.eval)}"
+        held = f"held out: {', '.join(map(from_here, data.eval))}"
     else:
         held = f"{data.eval_fraction:.0%} held out"
-    return f"{', '.join(data.train)}; {held}; up to {data.max_length} tokens an example"
+    sources = ", ".join(map(from_here, data.train))
+    return f"{sources}; {held}; up to {data.max_length} tokens an example"
 
 
 def _train(recipe: Recipe) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -39,9 +40,11 @@ def test_what_is_learnt_stands_between_marks_where_there_is_no_colour(tmp_path):
     assert "⟦世界 😀<|im_end|>⟧" in shown.output
     assert "⟦short<|im_end|>⟧" in shown.output
     assert "rows.jsonl:1: " in shown.output
-    assert "4 rows, format src_tgt; 0 skipped" in shown.output
-    assert "2 to train on, 1 held out, 1 repeated" in shown.output
-    assert "rows cut to data.max_length 48: 1." in " ".join(shown.output.split())
+    assert "4 rows, format src_tgt: 2 to train on, 1 held out.\n" in shown.output
+    assert "repeat another row word for word: 1.\n" in shown.output
+    assert "Longer than data.max_length 48 and cut: 1.\n" in shown.output
+    assert re.search(r"rows.jsonl:2: 48 of \d{3} tokens\n", shown.output)
+    assert "ask what" not in shown.output and "kipped" not in shown.output
 
 
 def test_what_is_learnt_is_coloured_on_a_terminal(tmp_path):
@@ -72,7 +75,8 @@ print("paddle" in sys.modules, "gguf" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False False\n"), done.stderr
-    assert "243 to train on, 27 held out, 1040 repeated" in " ".join(done.stdout.split())
+    assert "243 to train on, 27 held out." in done.stdout
+    assert "word for word: 1,040." in done.stdout
 
 
 def test_plain_text_is_previewed_in_sections():
@@ -80,7 +84,7 @@ def test_plain_text_is_previewed_in_sections():
     assert shown.exit_code == 0, shown.output
     words = " ".join(shown.output.split())
     assert "section 2: " in words and "section 3: " not in words
-    assert "5657026 characters" in words
+    assert "5,657,026 characters" in words
 
 
 def test_a_faulty_row_ends_with_its_place(tmp_path):

@@ -1,8 +1,11 @@
 """Nothing that is held out is trained on, and the same seed holds out the same."""
 
+import pytest
+
 from appliance.data.prepare import read_rows
 from appliance.data.read import Conversation
 from appliance.data.split import distinct, first_question, hold_out, without_questions_of
+from appliance.errors import DataError
 from appliance.recipe import DataSection
 
 
@@ -78,3 +81,25 @@ def test_questions_of_given_eval_rows_are_taken_out_of_training():
     found = read_rows(mixed, seed=1)
     assert found.shared == 17
     assert {r.where.split("[")[0] for r in found.train} == {source}
+
+
+def few(tmp_path, train, **settings):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(f'{{"src": "{q}", "tgt": "{a}"}}\n' for q, a in train))
+    with pytest.raises(DataError) as refused:
+        read_rows(DataSection(train=[str(path)], **settings), seed=1)
+    return refused.value.message
+
+
+def test_too_few_rows_are_refused_with_the_reason(tmp_path):
+    held = tmp_path / "held.jsonl"
+    held.write_text("")
+    rows = [("a", "1"), ("b", "2")]
+    assert few(tmp_path, []) == "data.train holds no rows"
+    assert "only one question" in few(tmp_path, [("a", "1")])
+    assert "only one question" in few(tmp_path, [("a", "1"), ("a", "2"), ("a", "3")])
+    assert few(tmp_path, rows, eval=[str(held)]) == "data.eval holds no rows"
+    held.write_text('{"src": "A", "tgt": "3"}\n{"src": "b", "tgt": "4"}\n')
+    assert "what a row of data.eval asks" in few(tmp_path, rows, eval=[str(held)])
+    skipped = few(tmp_path, [("a", "")], on_error="skip")
+    assert "1 in number" in skipped and skipped.endswith("train.jsonl:1: an answer is empty")
