@@ -134,12 +134,25 @@ class Store:
 
     # --- jobs ---------------------------------------------------------------------------------
 
-    def create_job(
+    def submit(
         self, name: str, recipe: str, digest: str, stages: Sequence[str], until: str | None = None
-    ) -> Job:
-        """A new job, `queued`, with its stages."""
-        now = time.time()
+    ) -> tuple[Job, JobStatus | None]:
+        """The queued job of a recipe, and the state that it was found in.
+
+        That is the newest job of the same digest which is neither succeeded nor cancelled; where
+        there is none, a new one, found in no state. Raises JobError where a controller runs it.
+        """
         with self._transaction() as db:
+            rows = self._rows(
+                Job,
+                "SELECT * FROM jobs WHERE digest = ? AND status IN"
+                " ('queued', 'running', 'interrupted', 'failed') ORDER BY created DESC LIMIT 1",
+                digest,
+            )
+            if rows:
+                self.requeue(rows[0].id, until)
+                return self.job(rows[0].id), rows[0].status
+            now = time.time()
             job = f"{name}-{secrets.token_hex(2)}"
             while db.execute("SELECT 1 FROM jobs WHERE id = ?", (job,)).fetchone():
                 job = f"{name}-{secrets.token_hex(3)}"
@@ -152,7 +165,7 @@ class Store:
                 "INSERT INTO stages (job, name, position) VALUES (?, ?, ?)",
                 [(job, stage, position) for position, stage in enumerate(stages)],
             )
-        return self.job(job)
+            return self.job(job), None
 
     def jobs(self) -> list[Job]:
         """All jobs, the newest first."""
@@ -177,16 +190,6 @@ class Store:
                 hint=f"Say which: {some}{', …' if len(found) > 6 else ''}.",
             )
         raise JobError(f"no job is called {reference!r}", hint="`appliance ps --all` lists them.")
-
-    def unfinished(self, digest: str) -> Job | None:
-        """The newest job of the same recipe that is neither succeeded nor cancelled."""
-        rows = self._rows(
-            Job,
-            "SELECT * FROM jobs WHERE digest = ? AND status IN"
-            " ('queued', 'running', 'interrupted', 'failed') ORDER BY created DESC LIMIT 1",
-            digest,
-        )
-        return rows[0] if rows else None
 
     def reap(self) -> None:
         """Call `interrupted` the running jobs whose controller is gone."""
@@ -274,7 +277,8 @@ class Store:
             "succeeded": "`appliance up` with the same recipe reuses what it made.",
             "cancelled": "`appliance up` with its recipe starts anew and reuses what it made.",
         }
-        return JobError(f"{job} is {row.status} and cannot {what}", hint=hints.get(row.status, ""))
+        refused = "already" if row.status == "running" else f"and cannot {what}"
+        return JobError(f"{job} is {row.status} {refused}", hint=hints.get(row.status, ""))
 
     # --- stages -------------------------------------------------------------------------------
 

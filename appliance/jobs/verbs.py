@@ -67,11 +67,10 @@ def submit(
     text = recipe.model_dump_json()
     digest = fingerprint(recipe.model_dump(mode="json"))
     store.reap()
-    if (job := store.unfinished(digest)) is not None:
-        store.requeue(job.id, until)
-        tell(console, f"{job.id} has the same recipe and is {job.status}: going on with it")
-        return store.job(job.id)
-    job = store.create_job(recipe.name, text, digest, names, until)
+    job, found = store.submit(recipe.name, text, digest, names, until)
+    if found is not None:
+        tell(console, f"{job.id} has the same recipe and is {found}: going on with it")
+        return job
     folder = controller.job_folder(job.id)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, folder / "recipe.yaml")

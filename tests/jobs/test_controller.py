@@ -188,7 +188,7 @@ def test_two_controllers_of_one_recipe_do_not_both_run(control, home):
     wait_until(lambda: at_step(home, 3))
     second = control.up()
     assert second.returncode == 2
-    assert "is running and cannot be resumed" in second.stderr
+    assert f"{control.job.id} is running already" in second.stderr
     assert f"appliance logs -f {control.job.id}" in second.stderr
     assert first.wait(30) == 0
     assert runs(home) == [0]

@@ -28,7 +28,7 @@ def store(home):
 
 @pytest.fixture
 def job(store):
-    return store.create_job("demo", "{}", "digest", STAGES).id
+    return store.submit("demo", "{}", "digest", STAGES)[0].id
 
 
 def try_to_claim(path, job, gate, answers):
@@ -58,6 +58,26 @@ def test_of_many_controllers_one_gets_the_job(store, job):
         rival.join(10)
 
 
+def submit_at_once(path, gate, answers):
+    store = Store(path)
+    gate.wait()
+    answers.put(store.submit("demo", "{}", "digest", STAGES)[0].id)
+
+
+def test_a_recipe_submitted_many_times_at_once_is_one_job(home, store):
+    context = multiprocessing.get_context("spawn")
+    gate, answers = context.Barrier(6), context.Queue()
+    rivals = [
+        context.Process(target=submit_at_once, args=(store.path, gate, answers)) for _ in range(6)
+    ]
+    for rival in rivals:
+        rival.start()
+    found = {answers.get(timeout=60) for _ in rivals}
+    for rival in rivals:
+        rival.join(10)
+    assert found == {store.job("latest").id} and len(store.jobs()) == 1
+
+
 def open_store(path, gate):
     gate.wait()
     Store(path).close()
@@ -78,9 +98,9 @@ def test_a_new_file_may_be_opened_by_many_at_once(home):
 
 def test_a_held_job_is_refused_to_others(store, job):
     store.claim(job)
-    with pytest.raises(JobError, match="is running and cannot be run"):
+    with pytest.raises(JobError, match="is running already"):
         store.claim(job)
-    with pytest.raises(JobError, match="is running and cannot be resumed"):
+    with pytest.raises(JobError, match="is running already"):
         store.requeue(job, None)
 
 
@@ -179,9 +199,9 @@ def test_cancel_asks_a_live_controller_and_ends_other_jobs_itself(store, job):
 
 
 def test_jobs_are_named_by_the_start_of_their_id(store):
-    first = store.create_job("alpha", "{}", "1", STAGES)
-    second = store.create_job("alpha", "{}", "2", STAGES)
-    other = store.create_job("beta", "{}", "3", STAGES)
+    first = store.submit("alpha", "{}", "1", STAGES)[0]
+    second = store.submit("alpha", "{}", "2", STAGES)[0]
+    other = store.submit("beta", "{}", "3", STAGES)[0]
     assert store.job("beta").id == other.id == store.job("latest").id
     assert store.job(first.id).id == first.id
     with pytest.raises(JobError, match="any of 2 jobs") as error:

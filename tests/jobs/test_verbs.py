@@ -72,7 +72,7 @@ def test_cancel_asks_no_second_time_where_the_controller_just_obeyed(home, monke
             return seen
 
     store = Obeying()
-    job = store.create_job("tiny", "{}", "digest", ["train"])
+    job = store.submit("tiny", "{}", "digest", ["train"])[0]
     store.lease = store.claim(job.id)
     monkeypatch.setattr(verbs, "Store", lambda: store)
     verbs.cancel(job.id, Console(file=io.StringIO()))
