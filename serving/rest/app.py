@@ -20,6 +20,10 @@ from serving.table import row_of
 MAX_BODY = 4 << 20
 """Largest request body, in bytes."""
 
+LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
+"""Ends of lines to Unicode, not to server-sent events: clients that split events as Python's
+`splitlines` does, httpx among them, would cut an event in two."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -122,7 +126,7 @@ def _stream(chunks: Iterator[shapes.Json]) -> Response:
 
 
 def _event(body: shapes.Json) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(body, ensure_ascii=False).translate(LINE_ENDS)}\n\n"
 
 
 class _HttpError(InvalidRequest):

@@ -182,6 +182,19 @@ def test_a_defect_of_ours_is_no_ones_to_read(
     assert caplog.text.count("RuntimeError: a secret of the house") == 2
 
 
+@pytest.mark.parametrize(
+    "text", ["你好，世界🙂👩‍👩‍👧é", "a\u2028b\u2029c\x85d\x0b\x0c\x1ce\r\nf\tg\x00h"]
+)
+def test_both_doors_give_text_as_it_is(opened: Bundle, text: str) -> None:
+    case: Case = ("generate", "x", {"max_completion_tokens": 100})
+    with scripted_core(opened, text) as core, both(core) as clients:
+        for client in clients:
+            assert ask(client, case).text == text
+            chunks = list(ask(client, case, stream=True))
+            assert texts(chunks, 1) == [(text, "stop")]
+            assert not any("\ufffd" in chunk.text for chunk in chunks)
+
+
 def test_both_doors_list_the_model(clients: tuple[Client, Client]) -> None:
     rest, rpc = clients
     assert rest.models() == rpc.models()
