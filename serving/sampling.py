@@ -33,7 +33,7 @@ class Sampling:
 
     repetition_penalty: float = 1.0
     """Logits of tokens in prompt and answer are divided by it where positive, else multiplied
-    (CTRL, arXiv:1909.05858, section 4.1). Above 0; 1 changes nothing."""
+    (CTRL, arXiv:1909.05858, section 4.1). 0.01 to 100; 1 changes nothing."""
 
     presence_penalty: float = 0.0
     """Taken once from the logit of each token in the answer (OpenAI's API reference). −2 to 2."""
@@ -56,6 +56,8 @@ class Sampling:
             ("temperature", self.temperature, 0.0, 2.0),
             ("presence_penalty", self.presence_penalty, -2.0, 2.0),
             ("frequency_penalty", self.frequency_penalty, -2.0, 2.0),
+            # Beyond this a logit could leave float32.
+            ("repetition_penalty", self.repetition_penalty, 0.01, 100.0),
             ("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS),
             *(("logit_bias", bias, -100.0, 100.0) for bias in self.logit_bias.values()),
         )
@@ -66,8 +68,6 @@ class Sampling:
             raise _wrong("top_p", self.top_p, "a number above 0 and at most 1")
         if self.top_k < 0:
             raise _wrong("top_k", self.top_k, "0 (all tokens) or more")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise _wrong("repetition_penalty", self.repetition_penalty, "a number above 0")
         for token in self.logit_bias:
             if token < 0:
                 raise _wrong("logit_bias", token, "token ids as keys")
