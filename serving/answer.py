@@ -99,7 +99,7 @@ class Choice:
                 self._spelling.append(_logprob(self._tokenizer, token, token.logprob))
             text, logprobs = self._show(self._stream.push(token.id))
             if self._stop.stopped:
-                self.cancel()
+                self._generation.stop()
                 yield Delta(self.index, text, logprobs, "stop")
                 return
             if text:

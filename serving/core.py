@@ -110,7 +110,6 @@ class Core:
         self.fingerprint = f"fp_{str(bundle.manifest['seal'])[:12]}"
         """Names the sealed bundle, so that a client sees when another model answers."""
         self._tokenizer = bundle.tokenizer
-        self._vocab_size = bundle.graph.vocab_size
         self._stop_ids = bundle.eos_ids
         self._scheduler = scheduler
         self._timeout = request_timeout
@@ -123,6 +122,7 @@ class Core:
         Overloaded.
         """
         self.check_model(request.model)
+        self._check_count(1, request.n)
         messages = [m.model_dump(exclude_none=True) for m in request.messages]
         try:
             text = self._tokenizer.render(messages, add_generation_prompt=True)
@@ -138,6 +138,7 @@ class Core:
         Raises as `chat` does.
         """
         self.check_model(request.model)
+        self._check_count(len(request.prompt), request.n)
         wanted = request.max_new_tokens or DEFAULT_COMPLETION_TOKENS
         prompts = [self._ids(prompt) for prompt in request.prompt]
         budgets = [self._budget(len(prompt), wanted, "prompt") for prompt in prompts]
@@ -166,15 +167,20 @@ class Core:
         self._closing.set()
         self._scheduler.close(drain=drain)
 
+    def _check_count(self, prompts: int, n: int) -> None:
+        """Refuse what no waiting would make room for."""
+        if prompts * n > self._scheduler.capacity:
+            raise InvalidRequest(
+                f"this request asks for {prompts * n} answers at once; the server holds "
+                f"{self._scheduler.capacity}",
+                hint="Ask for fewer, or raise serve.max_queue",
+                param="n" if n > 1 else "prompt",
+            )
+
     def _ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            ids = (*self._tokenizer.prefix_ids, *self._encode(prompt, "prompt"))
-        else:
-            ids = tuple(prompt)
-            self._check_ids(ids, "prompt")
-        if not ids:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        return ids
+            return (*self._tokenizer.prefix_ids, *self._encode(prompt, "prompt"))
+        return tuple(prompt)
 
     def _encode(self, text: str, param: str) -> list[int]:
         try:
@@ -182,15 +188,6 @@ class Core:
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"{param}: not valid Unicode: {error}", param=param) from error
         return self._tokenizer.encode(text)
-
-    def _check_ids(self, ids: Sequence[int], param: str) -> None:
-        wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
-        if wrong is not None:
-            raise InvalidRequest(
-                f"{param}: the model has no token {wrong}",
-                hint=f"Token ids are 0 to {self._vocab_size - 1}",
-                param=param,
-            )
 
     def _budget(self, prompt: int, wanted: int | None, param: str) -> int:
         """Most tokens of the answer: what is wanted, else what the context leaves."""
@@ -208,19 +205,15 @@ class Core:
     def _answer(
         self, kind: str, request: SamplingFields, prompts: list[tuple[tuple[int, ...], int]]
     ) -> Answer:
-        self._check_ids(tuple(request.logit_bias), "logit_bias")
-        wanted = [
-            Request(prompt, tokens, self._stop_ids, request.sampling(choice), self._timeout)
-            for prompt, tokens in prompts
-            for choice in range(request.n)
+        generations = self._scheduler.submit_all(
+            [
+                Request(prompt, tokens, self._stop_ids, request.sampling(choice), self._timeout)
+                for prompt, tokens in prompts
+                for choice in range(request.n)
+            ]
+        )
+        choices = [
+            Choice(i, generation, self._tokenizer, request.stop)
+            for i, generation in enumerate(generations)
         ]
-        choices: list[Choice] = []
-        try:
-            for index, one in enumerate(wanted):
-                generation = self._scheduler.submit(one)
-                choices.append(Choice(index, generation, self._tokenizer, request.stop))
-        except RequestError:
-            for choice in choices:
-                choice.cancel()
-            raise
         return Answer(kind, self.name, sum(len(prompt) for prompt, _ in prompts), choices)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Iterator
 from typing import Literal
@@ -30,8 +29,10 @@ class Generation(Iterator[Token]):
         self.finish_reason: FinishReason | None = None
         """None until the answer has ended well."""
 
+        self.left: Literal["stop", "cancelled"] | None = None
+        """Why the reader wants no more; the first reason counts."""
+
         self._items: queue.SimpleQueue[Token | RequestError | None] = queue.SimpleQueue()
-        self._cancelled = threading.Event()
 
     def __next__(self) -> Token:
         patience = max(0.0, self.deadline + READER_GRACE - time.monotonic())
@@ -47,14 +48,13 @@ class Generation(Iterator[Token]):
             raise StopIteration
         raise item
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether the reader has gone away."""
-        return self._cancelled.is_set()
-
     def cancel(self) -> None:
         """End the request at the next step; safe from any thread, at any time, more than once."""
-        self._cancelled.set()
+        self.left = self.left or "cancelled"
+
+    def stop(self) -> None:
+        """As `cancel`, where the reader has all that it asked for: a stop string was met."""
+        self.left = self.left or "stop"
 
     def too_late(self) -> DeadlineExceeded:
         """The error of a request that has run out of its time."""

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,22 +77,24 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
+    @property
+    def capacity(self) -> int:
+        """Requests that may run and wait at once."""
+        return self._engine.slots + self._max_queue
+
     def submit(self, request: Request) -> Generation:
         """Queue a request. Raises InvalidRequest, PromptTooLong, or Overloaded where `max_queue`
         requests wait already or the scheduler is closing."""
-        _check(request, self._engine)
-        generation = Generation(time.monotonic() + request.timeout)
-        sequence = _Sequence(
-            request,
-            generation,
-            Sampler(request.sampling, request.prompt, self._engine.vocab_size),
-            left=min(request.max_tokens, self.max_length - len(request.prompt)),
-        )
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[Request]) -> list[Generation]:
+        """Queue all of these requests or, where one cannot be, none. Raises as `submit` does."""
+        sequences = [self._sequence(request) for request in requests]
         with self._lock:
-            self._refuse_if_full()
-            self._waiting.append(sequence)
+            self._refuse_if_full(len(sequences))
+            self._waiting += sequences
             self._lock.notify()
-        return generation
+        return [sequence.generation for sequence in sequences]
 
     @property
     def healthy(self) -> bool:
@@ -119,12 +122,22 @@ class Scheduler:
             self._lock.notify()
         self._thread.join(drain + CLOSING_GRACE)
 
-    def _refuse_if_full(self) -> None:
+    def _sequence(self, request: Request) -> _Sequence:
+        _check(request, self._engine)
+        return _Sequence(
+            request,
+            Generation(time.monotonic() + request.timeout),
+            Sampler(request.sampling, request.prompt, self._engine.vocab_size),
+            left=min(request.max_tokens, self.max_length - len(request.prompt)),
+        )
+
+    def _refuse_if_full(self, wanted: int) -> None:
         reason = hint = ""
+        taken = len(self._waiting) + len(self._running)
         if self._closing_at is not None:
             reason, hint = "the server is shutting down", "Send the request to another server."
-        elif len(self._waiting) + len(self._running) >= self._engine.slots + self._max_queue:
-            reason = f"{len(self._waiting)} requests are waiting already"
+        elif taken + wanted > self.capacity:
+            reason = f"{taken} of {self.capacity} places are taken, this request needs {wanted}"
             hint = "Try again later, or raise serve.max_queue or serve.slots."
         if reason:
             self._outcomes["refused"] += 1
@@ -157,12 +170,14 @@ class Scheduler:
             return bool(self._waiting or self._running) and time.monotonic() < self._closing_at
 
     def _retire(self) -> None:
-        """End what was cancelled or has run out of time."""
+        """End what its reader has left or has run out of time."""
         now = time.monotonic()
         with self._lock:
             sequences = [*self._running, *self._waiting]
         for sequence in sequences:
-            if sequence.generation.cancelled:
+            if sequence.generation.left == "stop":
+                self._end(sequence, "stop")
+            elif sequence.generation.left == "cancelled":
                 self._end(sequence, "cancelled", RequestCancelled("the request was cancelled"))
             elif now > sequence.generation.deadline:
                 self._end(sequence, "deadline", sequence.generation.too_late())
@@ -256,12 +271,11 @@ def _check(request: Request, engine: Engine) -> None:
     vocabulary = range(engine.vocab_size)
     if not request.prompt:
         raise InvalidRequest("the prompt is empty", hint="Give at least one token.", param="prompt")
-    if not all(token in vocabulary for token in request.prompt):
-        hint = f"Token ids go from 0 to {engine.vocab_size - 1}."
-        raise InvalidRequest("the prompt has a token id out of range", hint=hint, param="prompt")
-    if not all(token in vocabulary for token in request.sampling.logit_bias):
-        hint = f"Token ids go from 0 to {engine.vocab_size - 1}."
-        raise InvalidRequest("logit_bias names an unknown token", hint=hint, param="logit_bias")
+    for name, ids in (("prompt", request.prompt), ("logit_bias", request.sampling.logit_bias)):
+        unknown = next((token for token in ids if token not in vocabulary), None)
+        if unknown is not None:
+            hint = f"Token ids are 0 to {engine.vocab_size - 1}."
+            raise InvalidRequest(f"{name}: the model has no token {unknown}", hint=hint, param=name)
     for name, value in (("max_tokens", request.max_tokens), ("timeout", request.timeout)):
         if not value > 0:
             raise InvalidRequest(f"{name} is {value}", hint="Give more than 0.", param=name)

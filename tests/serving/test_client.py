@@ -86,8 +86,17 @@ def test_openai_errors(official: openai.OpenAI) -> None:
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         official.models.retrieve("gpt-4o")
-    with pytest.raises(openai.RateLimitError):
-        chat(model="tiny", messages=HELLO, n=9, logit_bias={"2": -100})
+
+
+def test_openai_is_told_that_the_queue_is_full(
+    official: openai.OpenAI, deployment: Running
+) -> None:
+    asked = {"model": "tiny", "messages": HELLO, "logit_bias": {"2": -100}}
+    with official.chat.completions.create(**asked, n=4, stream=True):
+        until(lambda: deployment.core.stats()["active"] == 2)
+        with pytest.raises(openai.RateLimitError, match="4 of 4 places"):
+            official.chat.completions.create(**asked)
+    until(lambda: idle(deployment.core), within=2)
 
 
 def test_openai_sees_an_error_in_a_stream(opened: Bundle) -> None:

@@ -93,6 +93,7 @@ def test_stop_strings_are_never_shown(opened: Bundle, stop: str | list[str]) -> 
         answer = complete(core, max_tokens=100, stop=stop)
         deltas = list(answer)
         until(lambda: idle(core))
+        assert core.stats()["requests"]["stop"] == 1
     assert "".join(d.text for d in deltas) == expected
     assert deltas[-1].finish_reason == "stop"
     assert answer.usage.completion_tokens < len(opened.tokenizer.encode(text))
@@ -264,10 +265,23 @@ def test_leaving_frees_the_slots(core: Core, leave: str) -> None:
 
 
 def test_a_full_queue_refuses_all_choices(opened: Bundle) -> None:
-    with scripted_core(opened, "a" * 400, slots=1, max_queue=1, pause=0.05) as core:
+    with scripted_core(opened, "a" * 400, slots=1, max_queue=2, pause=0.05) as core:
+        first = complete(core, max_tokens=400)
         with pytest.raises(Overloaded):
-            complete(core, n=5, max_tokens=400)
+            complete(core, n=3, max_tokens=400)
+        assert core.stats()["queued"] <= 1
+        first.cancel()
         until(lambda: idle(core))
+        assert core.stats()["requests"]["cancelled"] == 1
+
+
+@pytest.mark.parametrize(("fields", "param"), [({"n": 5}, "n"), ({"prompt": ["a"] * 5}, "prompt")])
+def test_more_answers_than_ever_fit_are_no_matter_of_waiting(
+    core: Core, fields: dict[str, object], param: str
+) -> None:
+    with pytest.raises(InvalidRequest, match="5 answers at once; the server holds 4") as caught:
+        complete(core, **{"prompt": "a", **fields})
+    assert caught.value.param == param
 
 
 def failing(make: Callable[[Core], object], core: Core, error: type[RequestError]) -> None:

@@ -193,10 +193,13 @@ def test_an_error_in_a_stream_is_an_event(opened: Bundle) -> None:
         assert again.status_code == 503
 
 
-def test_too_many_are_told_to_come_again(http: httpx.Client) -> None:
-    response = http.post("/v1/completions", json={"prompt": "a", "n": 5, **FOREVER})
-    assert response.status_code == 429
-    assert response.headers["retry-after"] == "1"
+def test_too_many_are_told_to_come_again(deployment: Running, http: httpx.Client) -> None:
+    with post(deployment.rest_port, {"prompt": "a", "n": 3, **FOREVER}):
+        until(lambda: deployment.core.stats()["active"] == 2)
+        response = http.post("/v1/completions", json={"prompt": "a", "n": 2, **FOREVER})
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "1"
+    until(lambda: idle(deployment.core))
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])

@@ -226,13 +226,42 @@ def test_a_full_queue_refuses(load):
     with scheduling(engine, max_queue=1) as scheduler:
         accepted = [scheduler.submit(ask()), scheduler.submit(ask())]
         until(lambda: scheduler.stats()["active"] == 1)
-        with pytest.raises(Overloaded, match="1 requests are waiting") as caught:
+        with pytest.raises(Overloaded, match="2 of 2 places") as caught:
             scheduler.submit(ask())
         assert "max_queue" in caught.value.hint
         engine.gate.set()
         assert [len(ids(generation)) for generation in accepted] == [20, 20]
         assert len(ids(scheduler.submit(ask()))) == 20
         assert scheduler.stats()["requests"]["refused"] == 1
+
+
+def test_several_are_taken_together_or_not_at_all(load):
+    engine = Wrapped(load(1))
+    engine.gate.clear()
+    with scheduling(engine, max_queue=2) as scheduler:
+        first = scheduler.submit(ask())
+        until(lambda: scheduler.stats()["active"] == 1)
+        with pytest.raises(Overloaded, match="1 of 3 places are taken, this request needs 3"):
+            scheduler.submit_all([ask()] * 3)
+        with pytest.raises(InvalidRequest):
+            scheduler.submit_all([ask(), ask(prompt=())])
+        assert scheduler.stats()["queued"] == 0
+        others = scheduler.submit_all([ask()] * 2)
+        engine.gate.set()
+        assert [len(ids(generation)) for generation in (first, *others)] == [20] * 3
+        assert scheduler.stats()["requests"]["cancelled"] == 0
+
+
+def test_a_reader_that_has_enough_has_not_gone_away(load):
+    with scheduling(load(1)) as scheduler:
+        generation = scheduler.submit(ask(max_tokens=LONG))
+        next(generation)
+        generation.stop()
+        generation.cancel()
+        ids(generation)
+        assert generation.finish_reason == "stop"
+        counts = scheduler.stats()["requests"]
+        assert (counts["stop"], counts["cancelled"]) == (1, 0)
 
 
 def test_without_a_queue_a_free_slot_still_takes_a_request(load):
