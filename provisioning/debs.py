@@ -38,6 +38,7 @@ def packages_for(target: Target, python: str, extra: Sequence[str]) -> list[str]
     system = this_system()
     family = "Ubuntu" if system.startswith("ubuntu") else "Debian"
     names = [*target.get("base", "base_packages"), "prometheus-node-exporter", *extra]
+    names += target.get("venv_train", "venv_train_packages")
     names += [f"python{python}", f"python{python}-venv"] if family == "Ubuntu" else []
     names += ["python3.11", "python3.11-venv"] if family == "Debian" else []
     if target.cards:

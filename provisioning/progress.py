@@ -65,6 +65,8 @@ class Progress:
         """Whether a role comes after where the host is; handlers run late, under their own role."""
         plan = self.plans.get(host)
         names = [step.role for step in plan.steps] if plan else []
+        if names and role not in names:
+            return False
         if role not in names or self.roles[host] not in names:
             return role != self.roles[host]
         return names.index(role) > names.index(self.roles[host])

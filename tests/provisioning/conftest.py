@@ -21,7 +21,12 @@ from tests.provisioning.hosts.mirror import Mirror
 from tests.provisioning.hosts.nvidia import package_source, wheelhouse
 
 # A test host is as small as the machine that carries it.
-SMALL = ("preflight_memory_gib=1", "preflight_disk_gib=1", "repo_tries=2", "repo_pause=1")
+SMALL = {
+    "preflight_memory_gib": 1,
+    "preflight_disk_gib": 1,
+    "repo_tries": 2,
+    "repo_pause": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -77,14 +82,14 @@ class Command:
             "ansible_user": "ops",
             "ansible_ssh_private_key_file": str(self.key),
             "ansible_ssh_common_args": ssh,
-            **dict(setting.split("=") for setting in SMALL),
+            **SMALL,
             **variables,
         }
-        shared = {
-            k: yaml.safe_load(v) if k.startswith(("pre", "repo")) and isinstance(v, str) else v
-            for k, v in shared.items()
-        }
-        named = {host.name: {"ansible_host": host.address} for host in hosts}
+        profiles = shared.pop("profiles", {})
+        named: dict[str, dict[str, Any]] = {h.name: {"ansible_host": h.address} for h in hosts}
+        for name, profile in profiles.items():
+            if name in named:
+                named[name]["provision_profile"] = profile
         return {"all": {"hosts": named, "vars": shared}}
 
     def run(self, *words: str) -> subprocess.Popen[str]:
@@ -126,25 +131,45 @@ def command(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Command:
     return Command(tmp_path_factory.mktemp("command"), lab.key)
 
 
+@dataclass(frozen=True)
+class Vendor:
+    """Stand-ins for what vendors publish: `folder` has nvidia/ and wheelhouse/, served at `url`."""
+
+    folder: Path
+    url: str
+    lock: Path
+
+    @property
+    def key(self) -> Path:
+        """The public key of nvidia/."""
+        return self.folder / "nvidia.asc"
+
+
+@pytest.fixture(scope="session")
+def vendor(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendor]:
+    folder = tmp_path_factory.mktemp("vendor")
+    (folder / "nvidia.asc").write_text(package_source(folder / "nvidia"))
+    lock = wheelhouse(folder / "wheelhouse")
+    with Mirror(folder, GATEWAY) as serving:
+        yield Vendor(folder, serving.url, lock)
+
+
 @pytest.fixture(scope="session")
 def gpu_bundle(
-    lab: Lab, command: Command, tmp_path_factory: pytest.TempPathFactory
+    vendor: Vendor, command: Command, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """A bundle for both profiles with cards, made by the command; and what the command said."""
+    """A bundle for hosts with cards, made by the command; and what the command said."""
     folder = tmp_path_factory.mktemp("bundle")
-    key = folder / "nvidia.asc"
-    key.write_text(package_source(folder / "nvidia"))
-    lock = wheelhouse(folder / "wheelhouse")
-    with Mirror(folder / "nvidia", GATEWAY) as nvidia:
-        sources = folder / "sources.list"
-        sources.write_text(
-            f"deb [signed-by={key}] {nvidia.url} ./\ndeb {base.mirror()} {base.SUITE} main\n"
-        )
-        settings = [f"provision_lock={lock}", "provision_vendor_wheels=[]"]
-        code, output = command.words(
-            "--bundle", str(folder / "gpu.tar"), "--profile", "a100-80g-x8",
-            "--apt-sources", str(sources), "--package", f"linux-headers-{os.uname().release}",
-            *(word for setting in settings for word in ("--set", setting)),
-        )  # fmt: skip
+    sources = folder / "sources.list"
+    sources.write_text(
+        f"deb [signed-by={vendor.key}] {vendor.url}/nvidia ./\n"
+        f"deb {base.mirror()} {base.SUITE} main\n"
+    )
+    settings = [f"provision_lock={vendor.lock}", "provision_vendor_wheels=[]"]
+    code, output = command.words(
+        "--bundle", str(folder / "gpu.tar"), "--profile", "a100-80g-x8",
+        "--apt-sources", str(sources), "--package", f"linux-headers-{os.uname().release}",
+        *(word for setting in settings for word in ("--set", setting)),
+    )  # fmt: skip
     assert code == 0, output
     return folder / "gpu.tar", output

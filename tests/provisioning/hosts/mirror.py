@@ -15,6 +15,7 @@ class Mirror:
     requests; with `fail_after` set, those beyond that many are refused."""
 
     def __init__(self, folder: Path, host: str) -> None:
+        self.folder = folder
         self.down = False
         self.asked: list[str] = []
         self.fail_after: int | None = None

@@ -42,6 +42,10 @@ def package_source(folder: Path) -> str:
             deb(folder, name, f"{version}-1", files, **control)
     dcgm = {"usr/bin/dcgmi": (STANDINS / "dcgmi").read_text()}
     deb(folder, "datacenter-gpu-manager-4-cuda12", "1:4.4.1-1", dcgm)
+    # Ubuntu 22.04's Python 3.10, for a Debian host that bears Ubuntu's name.
+    ten = {"Depends": "python3.11", "postinst": "ln -sf python3.11 /usr/bin/python3.10\n"}
+    deb(folder, "python3.10", "3.10.12-1", {}, **ten)
+    deb(folder, "python3.10-venv", "3.10.12-1", {}, Depends="python3.10, python3.11-venv")
     deb(folder, f"linux-headers-{os.uname().release}", "1", {"usr/src/headers": "stand-in\n"})
     return debs.sign(folder, folder.parent / "source-gpg")
 
@@ -122,6 +126,14 @@ def wheelhouse(folder: Path) -> Path:
     lock = folder / "lock.txt"
     lock.write_text("".join(lines))
     return lock
+
+
+def served_lock(lock: Path, url: str, target: Path) -> Path:
+    """The same lock, with its wheels at an address that the hosts reach."""
+    host = url.split("/")[2]
+    text = lock.read_text().replace(str(lock.parent), url)
+    target.write_text(f"--trusted-host {host.split(':')[0]}\n{text}")
+    return target
 
 
 def write_wheel(folder: Path, name: str, files: dict[str, str | bytes]) -> Path:
