@@ -77,7 +77,7 @@ def run(store: Store, job: Job, console: Console, *, programs: str = launcher.PR
 
 def settle(store: Store, lease: Lease, display: Display, error: BaseException) -> None:
     """Write down how a job ended that did not succeed, and say how to go on."""
-    resume = f"`appliance resume {lease.job}` goes on from here."
+    resume = f"`appliance resume {lease.job}` goes on from here"
     display.log.write(f"{lease.job}: {error}")
     with contextlib.suppress(LeaseLost):
         if isinstance(error, LeaseLost):
@@ -86,10 +86,13 @@ def settle(store: Store, lease: Lease, display: Display, error: BaseException) -
             store.finish(lease, "cancelled")
         elif isinstance(error, Interrupted):
             store.finish(lease, "interrupted", error.message)
-            error.hint = f"Nothing is lost: {resume}"
+            error.hint = f"Nothing is lost: {resume}."
         elif isinstance(error, ApplianceError):
             store.finish(lease, "failed", error.message.splitlines()[0])
-            error.hint = f"{error.hint}\nWhen the cause is mended, {resume}".lstrip()
+            again = (
+                f"When the cause is mended, {resume}; with a changed recipe, `appliance up` does."
+            )
+            error.hint = f"{error.hint}\n{again}".lstrip()
         else:
             store.finish(lease, "failed", f"defect: {type(error).__name__}: {error}")
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from appliance.jobs import ask
 from appliance.jobs.rows import Deployment, Job, StageRow
 from appliance.jobs.store import Store
-from appliance.jobs.words import clock
+from appliance.jobs.words import clean
 
 COLOURS = {
     "running": "green",
@@ -23,7 +21,6 @@ COLOURS = {
     "failed": "red",
     "gone": "red",
 }
-DAY = 86400.0
 
 
 def ps(console: Console, *, all_: bool = False) -> None:
@@ -33,46 +30,51 @@ def ps(console: Console, *, all_: bool = False) -> None:
     jobs = [j for j in store.jobs() if all_ or j.status not in ("succeeded", "cancelled")]
     deployments = [d for d in store.deployments() if all_ or d.status in ("starting", "running")]
     if jobs:
-        console.print(job_table(store, jobs))
+        show(console, ["JOB", "STATUS", "STAGE", "AGE", "REASON"], job_rows(store, jobs))
+    if jobs and deployments:
+        console.print()
     if deployments:
-        console.print(deployment_table(deployments))
+        columns = ["DEPLOYMENT", "STATUS", "REST", "GRPC", "SINCE", "JOB"]
+        show(console, columns, deployment_rows(deployments))
     if not jobs and not deployments:
         rest = "" if all_ else "; `appliance ps --all` shows finished jobs"
-        console.print(f"No job is unfinished and nothing is served{rest}.", highlight=False)
+        console.print(f"No job is unfinished and nothing is served{rest}.", soft_wrap=True)
 
 
-def job_table(store: Store, jobs: list[Job]) -> Table:
+def job_rows(store: Store, jobs: list[Job]) -> list[list[str]]:
     """Jobs, the newest first."""
-    table = plain_table("JOB", "STATUS", "STAGE", "AGE", "REASON")
-    for job in jobs:
-        reason = Text(job.reason, overflow="ellipsis", no_wrap=True)
-        stage = reached(store.stages(job.id))
-        table.add_row(job.id, state(job.status), stage, age(job.created), reason)
-    return table
+    return [
+        [j.id, j.status, reached(store.stages(j.id)), age(j.created), clean(j.reason)] for j in jobs
+    ]
 
 
-def deployment_table(deployments: list[Deployment]) -> Table:
+def deployment_rows(deployments: list[Deployment]) -> list[list[str]]:
     """Deployments by name."""
-    table = plain_table("DEPLOYMENT", "STATUS", "REST", "GRPC", "SINCE", "JOB")
-    for d in deployments:
-        gone = d.status in ("starting", "running") and not d.lives
-        status = state("gone" if gone else d.status)
-        rest = ask.rest_address(d).removeprefix("http://")
-        table.add_row(d.name, status, rest, ask.grpc_address(d), age(d.updated), d.job)
-    return table
+    return [
+        [
+            d.name,
+            "gone" if d.status in ("starting", "running") and not d.lives else d.status,
+            ask.rest_address(d).removeprefix("http://"),
+            ask.grpc_address(d),
+            age(d.updated),
+            d.job,
+        ]
+        for d in deployments
+    ]
 
 
-def plain_table(*columns: str) -> Table:
-    """A table without lines."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=column in ("JOB", "STATUS", "AGE", "SINCE"))
-    return table
-
-
-def state(status: str) -> Text:
-    """A status in its colour."""
-    return Text(status, style=COLOURS.get(status, ""))
+def show(console: Console, columns: list[str], rows: list[list[str]]) -> None:
+    """A line a row, columns below each other. A terminal cuts the last one at its width."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for number, row in enumerate([columns, *rows]):
+        line = Text(style="bold" if number == 0 else "")
+        for cell, width in zip(row, widths, strict=True):
+            line.append(cell.ljust(width + 3), style=COLOURS.get(cell, ""))
+        line.rstrip()
+        if console.is_terminal:
+            console.print(line, no_wrap=True, overflow="ellipsis")
+        else:
+            console.print(line, soft_wrap=True)
 
 
 def reached(stages: list[StageRow]) -> str:
@@ -82,6 +84,9 @@ def reached(stages: list[StageRow]) -> str:
 
 
 def age(since: float) -> str:
-    """How long ago."""
+    """How long ago, in the largest unit of which there are two."""
     seconds = max(0.0, time.time() - since)
-    return f"{seconds / DAY:.0f} d" if seconds >= 2 * DAY else clock(seconds)
+    for name, unit in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * unit:
+            return f"{seconds // unit:.0f} {name}"
+    return f"{seconds:.0f} s"

@@ -75,10 +75,12 @@ def listed(names: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
 
 
 def cell_text(cell: Any) -> str:
-    """One cell of a table, as text."""
+    """One cell of a table, as text without empty lines."""
     if cell is None:
         return "–"
-    return figure(cell) if isinstance(cell, float) else clean(str(cell))
+    if isinstance(cell, float):
+        return figure(cell)
+    return "\n".join(line.strip() for line in clean(str(cell)).splitlines() if line.strip())
 
 
 def is_number(text: str) -> bool:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -146,12 +147,14 @@ def farewell(store: Store, job: Job, console: Console) -> None:
         return
     url = f"{ask.rest_address(serving)}/v1"
     if ask.has_chat_template(Path(serving.bundle)):
+        what, chat = "Talk to it", [f"  appliance chat {serving.name}"]
         url, body = f"{url}/chat/completions", '{"messages": [{"role": "user", "content": "Hi!"}]}'
     else:
+        what, chat = "Let it continue a text", []
         url, body = f"{url}/completions", '{"prompt": "Once upon a time", "max_tokens": 48}'
-    tell(console, f"\n{serving.name} is served. Talk to it:", style="bold")
+    tell(console, f"\n{serving.name} is served. {what}:", style="bold")
     for line in (
-        f"  appliance chat {serving.name}",
+        *chat,
         f"  curl {url} \\",
         "       -H 'Content-Type: application/json' \\",
         f"       -d '{body}'",
@@ -198,26 +201,42 @@ def logs(reference: str, console: Console, *, follow: bool = False) -> None:
     store = Store()
     serving = None if reference == "latest" else store.deployment(reference)
     if serving is not None:
-        path = deploy.folder(serving.name) / "log.txt"
+        logs_of_deployment(store, serving.name, console, follow=follow)
     else:
-        path = controller.job_folder(store.job(reference).id) / "log.txt"
+        logs_of_job(store, store.job(reference).id, console, follow=follow)
+
+
+def logs_of_deployment(store: Store, name: str, console: Console, *, follow: bool) -> None:
+    """Show what a server printed; `follow` goes on until it ends."""
+
+    def grows() -> bool:
+        serving = store.deployment(name)
+        return serving is not None and serving.lives
+
+    show(deploy.folder(name) / "log.txt", console, grows if follow else lambda: False)
+
+
+def logs_of_job(store: Store, job: str, console: Console, *, follow: bool) -> None:
+    """Show a job's log, and how it ended if not well; `follow` goes on until it ends."""
+
+    def grows() -> bool:
+        store.reap()
+        return store.job(job).status in ("queued", "running")
+
+    show(controller.job_folder(job) / "log.txt", console, grows if follow else lambda: False)
+    row = store.job(job)
+    if row.status != "succeeded":
+        reason = f": {row.reason}" if row.reason else ""
+        tell(Console(stderr=True), f"{job} is {row.status}{reason}")
+
+
+def show(path: Path, console: Console, grows: Callable[[], bool]) -> None:
+    """Print a file's lines, and those that are added to it as long as it grows."""
     follower = Follower(path)
-    while True:
-        ended = not follow or has_ended(store, reference, serving)
+    more = True
+    while more:
+        more = grows()  # asked first: what is written until it ends is read once more
         for line in follower.lines():
             tell(console, line)
-        if ended:
-            break
-        time.sleep(POLL_SECONDS)
-    if serving is None and (job := store.job(reference)).status != "succeeded":
-        reason = f": {job.reason}" if job.reason else ""
-        tell(Console(stderr=True), f"{job.id} is {job.status}{reason}")
-
-
-def has_ended(store: Store, reference: str, serving: Deployment | None) -> bool:
-    """Whether nothing will be added to a log any more."""
-    if serving is not None:
-        now = store.deployment(serving.name)
-        return now is None or not now.lives
-    store.reap()
-    return store.job(reference).status not in ("queued", "running")
+        if more:
+            time.sleep(POLL_SECONDS)

@@ -154,6 +154,7 @@ def test_a_users_mistake_is_shown_as_it_stands(control):
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == "error: prepare: rows.jsonl:3: no messages"
     assert "Mend line 3." in done.stderr and "output/prepare.txt" in done.stderr
+    assert "with a changed recipe, `appliance up` does." in done.stderr
     assert "Traceback" not in done.stderr
     assert control.job.reason == "prepare: rows.jsonl:3: no messages"
 

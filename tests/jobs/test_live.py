@@ -160,6 +160,11 @@ def test_a_table_with_much_text_is_a_list():
     assert f" where they part  {parts[:50]}"[:60] in "\n".join(lines)
 
 
+def test_empty_lines_of_a_text_are_left_out_of_a_table():
+    lines = laid_out(["question", "after"], [["Chapter\n\n\n   It was", "cold"]], 80)
+    assert [line.split() for line in lines[3:5]] == [["Chapter", "cold"], ["It", "was"]]
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_long_answers_are_whole_at_any_width(width):
     rows = [["我的打印机不打印。" * 9, "Nothing.", "Please restart it. " * 10]]

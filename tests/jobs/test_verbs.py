@@ -18,6 +18,7 @@ from appliance import cli
 from appliance.jobs import verbs
 from appliance.jobs.store import Store
 from tests.jobs.conftest import wait_until, workers
+from tests.jobs.control import tiny_recipe
 from tests.jobs.test_controller import at_step
 
 
@@ -101,6 +102,46 @@ def test_logs_follow_until_the_job_ends(control, home):
     assert "train: started" in followed.stdout
     assert followed.stdout.splitlines()[-1].endswith(f"{control.job.id}: succeeded")
     assert appliance("logs", "latest").stdout == followed.stdout
+
+
+def test_logs_of_the_latest_job_stay_with_it_when_a_later_one_comes(control, home):
+    process = control.start_up(TINY_STEPS="60")
+    wait_until(lambda: at_step(home, 3))
+    first = control.job.id
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "appliance.cli", "logs", "-f", "latest"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "prepare: started" in follower.stdout.readline()
+    store = Store()
+    later, _ = store.submit("later", "{}", "another", ["train"])
+    store.cancel(later.id)
+    store.close()
+    out, err = follower.communicate(timeout=60)
+    assert (follower.returncode, err) == (0, "")
+    assert out.splitlines()[-1].endswith(f"{first}: succeeded")
+    assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_the_farewell_says_how_to_talk_to_what_is_served(home, tmp_path, template):
+    config = '{"chat_template": "{{ messages }}"}' if template else "{}"
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    store = Store()
+    recipe = tiny_recipe("mine", str(tmp_path)).model_dump_json()
+    job, _ = store.submit("mine", recipe, "digest", ["deploy"])
+    options = {"name": "mine", "host": "127.0.0.1", "rest_port": 9000, "grpc_port": 9001}
+    store.put_deployment(bundle=tmp_path, job=job.id, pid=1, options=options, previous=None)
+    console = Console(file=io.StringIO(), width=80)
+    verbs.farewell(store, job, console)
+    store.close()
+    said = console.file.getvalue()
+    assert max(map(len, said.splitlines())) <= 80
+    assert ("appliance chat mine" in said) is template
+    assert ("/v1/chat/completions" in said) is template
+    assert "gRPC at 127.0.0.1:9001" in said and "appliance down mine" in said
 
 
 def test_logs_of_a_failed_job_say_why(control):
