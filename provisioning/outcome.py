@@ -67,7 +67,7 @@ TASKS = (
         "Correct firewall_extra_rules and the networks named in firewall_*.",
     ),
     (
-        r"exceeded the timeout|did not complete within|Timed out waiting",
+        r"expected time frame|exceeded the timeout|did not complete within|Timed out waiting",
         "a task ran out of its time",
         "Look at the host; --deadline gives more. Run again to go on.",
     ),
