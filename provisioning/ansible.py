@@ -45,6 +45,7 @@ class Event:
     task: str
     seconds: float
     result: Mapping[str, Any]
+    action: str = ""
 
     @property
     def message(self) -> str:
@@ -146,6 +147,7 @@ def handle(raw: Mapping[str, Any], on_event: Callable[[Event], None]) -> bool:
             task=str(data.get("task") or "").removeprefix(f"{data.get('role')} : "),
             seconds=float(data.get("duration") or 0.0),
             result=result,
+            action=str(data.get("task_action") or "").rsplit(".", 1)[-1],
         )
     )
     return False

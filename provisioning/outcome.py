@@ -158,7 +158,7 @@ class HostOutcome:
 def explain(event: Event) -> tuple[str, str]:
     """Cause of a failure and its remedy; the task's own last line where we know no better."""
     message = event.message
-    if event.result.get("assertion"):
+    if event.action in ("assert", "fail"):
         return message, ""
     known = (*CONNECTION, *TASKS) if event.kind == "unreachable" or SUDO.search(message) else TASKS
     for pattern, cause, remedy in known:

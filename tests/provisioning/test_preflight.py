@@ -222,6 +222,14 @@ def test_an_unsound_card_is_named(old: str, new: str, check: str) -> None:
     assert [name for name, ok, _ in judged if not ok] == [check]
 
 
+def test_cards_at_work_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, free in (("", True), ("4711\n4712\n", False)):
+        monkeypatch.setattr(burnin, "run", lambda *_, said=words: (0, said))
+        found: list[dict[str, Any]] = []
+        assert burnin.idle(found) is free
+        assert bad(found) == ({} if free else {"idle": "warn"})
+
+
 def test_what_a_card_does_not_know_is_no_fault() -> None:
     (card,) = burnin.parse_cards(CARD.replace(" 0, 34", " [N/A], [N/A]"))
     assert all(

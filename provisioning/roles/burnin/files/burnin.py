@@ -28,18 +28,36 @@ def main(argv):
     figures = {"engine": wants["engine"]}
     if wants["cards"]:
         try_cards(findings, figures, wants)
+    if not wants["cards"] or idle(findings):
+        try_under_load(findings, figures, wants)
+    ok = all(f["ok"] for f in findings if f["level"] == "stop")
+    print(json.dumps({"ok": ok, "findings": findings, "figures": figures}))
+
+
+def idle(findings):
+    """Whether no program uses the cards; one that does is not to be disturbed."""
+    _, words = run(["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"], 60)
+    users = words.split()
+    message = f"the cards are in use (process {', '.join(users[:4])}): tests under load left out"
+    finding(findings, "idle", not users, message, level="warn")
+    return not users
+
+
+def try_under_load(findings, figures, wants):
+    """What takes the host, or its cards, for itself."""
     try_paddle(findings, wants)
+    if wants["cards"] and wants["dcgm_level"] and shutil.which("dcgmi"):
+        level = ["dcgmi", "diag", "-r", str(wants["dcgm_level"])]
+        code, words = run(level, 60 * wants["dcgm_minutes"])
+        finding(findings, "dcgmi diag", code == 0, f"dcgmi diag fails: {words[-500:]}")
     if wants["cards"] and wants["busbw_gbps"]:
         try_all_reduce(findings, figures, wants)
-    print(
-        json.dumps({"ok": all(f["ok"] for f in findings), "findings": findings, "figures": figures})
-    )
 
 
-def finding(findings, check, ok, message):
+def finding(findings, check, ok, message, level="stop"):
     """Add one; the message is for the case that it is not ok."""
     findings.append(
-        {"check": check, "ok": bool(ok), "level": "stop", "message": "" if ok else message}
+        {"check": check, "ok": bool(ok), "level": level, "message": "" if ok else message}
     )
 
 
@@ -61,7 +79,7 @@ def run(command, seconds, **environment):
 
 
 def try_cards(findings, figures, wants):
-    """Driver, modes, memory errors, links, heat, switches, DCGM."""
+    """Driver, modes, memory errors, links, heat, switches."""
     code, words = run(["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"], 60)
     finding(findings, "nvidia-smi", code == 0, f"nvidia-smi fails: {words[-300:]}")
     if code:
@@ -82,10 +100,6 @@ def try_cards(findings, figures, wants):
             )
     if wants["switches"]:
         try_fabric(findings)
-    if wants["dcgm_level"] and shutil.which("dcgmi"):
-        level = ["dcgmi", "diag", "-r", str(wants["dcgm_level"])]
-        code, words = run(level, 60 * wants["dcgm_minutes"])
-        finding(findings, "dcgmi diag", code == 0, f"dcgmi diag fails: {words[-500:]}")
 
 
 def parse_cards(text):
