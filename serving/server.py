@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -26,6 +27,8 @@ DRAIN = 30.0
 
 FLUSH = 2.0
 """Seconds to write out what is generated already."""
+
+logger = logging.getLogger(__name__)
 
 LONGEST = 1024
 """Default context, in tokens, of bundles whose graph allows more."""
@@ -57,6 +60,8 @@ class Running:
     """An open deployment."""
 
     core: Core
+    host: str
+    """The address that both doors listen on."""
     rest_port: int
     grpc_port: int
     rpc: RpcDoor
@@ -75,25 +80,31 @@ def serve(options: Options) -> None:
     with running(options) as doors:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        host = _url_host(options.host)
+        host = f"[{doors.host}]" if ":" in doors.host else doors.host
         rest, rpc = f"http://{host}:{doors.rest_port}", f"{host}:{doors.grpc_port}"
         print(f"ready: {doors.core.name} on {rest} (REST) and {rpc} (gRPC)", flush=True)
         while not stop.wait(1.0):
             doors.look()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        print(f"stopping: running requests have {options.drain:g} seconds", flush=True)
+        grace = f"running requests have {options.drain:g} seconds"
+        print(f"stopping: {grace}; Ctrl-C ends them at once", flush=True)
 
 
 @contextlib.contextmanager
 def running(options: Options) -> Iterator[Running]:
     """Both doors, open within the block; at its end requests drain. Raises as `serve` does."""
     _check(options)
-    bundle = open_bundle(options.bundle)
+    host = resolve(options.host)
     requests = options.slots + options.max_queue
     # Ports first: a taken one is an error at once, not after the model is loaded.
-    with listen(options.host, options.rest_port) as listening:
-        rpc = RpcDoor(options.host, options.grpc_port, requests=requests)
+    with listen(host, options.rest_port) as listening:
+        # gRPC itself does not say why it cannot have a port.
+        listen(host, options.grpc_port, door="gRPC").close()
+        rpc = RpcDoor(host, options.grpc_port, requests=requests)
         try:
+            logger.info("checking the seal of %s", options.bundle)
+            bundle = open_bundle(options.bundle)
+            logger.info("loading %s into %s", bundle.name, options.engine)
             core = make_core(bundle, options)
             rest = RestDoor(core, listening, requests=requests)
             rpc.open(core)
@@ -101,7 +112,7 @@ def running(options: Options) -> Iterator[Running]:
             rpc.close(grace=0)
             raise
         try:
-            yield Running(core, listening.getsockname()[1], rpc.port, rpc)
+            yield Running(core, host, listening.getsockname()[1], rpc.port, rpc)
         finally:
             rest.refuse()
             rpc.refuse()
@@ -129,16 +140,32 @@ def make_core(bundle: Bundle, options: Options) -> Core:
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises DeployError naming the port."""
+def resolve(host: str) -> str:
+    """The one address of a host's name on which both doors listen, IPv4 where it has both kinds.
+
+    Given a name, each door would choose for itself, and gRPC would be content with one of two
+    addresses where another server has the other. Raises DeployError.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise DeployError(
+            f"--host {host!r} is no address: {error}",
+            hint="Name an address of this machine, 127.0.0.1, or 0.0.0.0 for all of them.",
+        ) from error
+    return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+
+
+def listen(host: str, port: int, *, door: str = "REST") -> socket.socket:
+    """A listening socket. Raises DeployError naming the door and the port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise DeployError(
-            f"REST cannot listen on {host} port {port}: {error.strerror}",
+            f"{door} cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}",
             hint=f"`ss -ltnp 'sport = :{port}'` shows who has it; "
-            "stop that, or choose another port with --rest-port.",
+            f"stop that, or choose another port with --{door.lower()}-port.",
         ) from error
 
 
@@ -157,12 +184,13 @@ def _check(options: Options) -> None:
     for name, value, low, high in bounds:
         if value is not None and not low <= value <= high:
             raise DeployError(f"--{name} is {value}", hint=f"Allowed: {low:g} to {high:g}.")
+    if options.rest_port == options.grpc_port != 0:
+        raise DeployError(
+            f"--rest-port and --grpc-port are both {options.rest_port}",
+            hint="Each door needs a port of its own.",
+        )
     if options.name is not None and not options.name.strip():
         raise DeployError("--name is empty", hint="Name the model, or leave --name out.")
-
-
-def _url_host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def parse_options(arguments: Sequence[str]) -> Options:

@@ -39,7 +39,7 @@ def load_engine(
         raise BundleError(
             f"serve.max_length is {max_length}, the bundle's graph holds "
             f"{bundle.graph.max_length} tokens",
-            hint=f"Set serve.max_length to at most {bundle.graph.max_length}.",
+            hint=f"Set serve.max_length (--max-length) to at most {bundle.graph.max_length}.",
         )
     _check_memory(bundle.graph, slots, max_length)
     threads = threads or len(os.sched_getaffinity(0))
@@ -53,7 +53,8 @@ def load_engine(
         raise MachineError(
             "the ONNX Runtime inside FastDeploy reads no weights that lie beside the graph, "
             "as those over 2 GiB do",
-            hint="Set serve.backend to openvino or paddle, or serve.engine to onnxruntime.",
+            hint="Set serve.backend (--backend) to openvino or paddle, or serve.engine (--engine) "
+            "to onnxruntime.",
         )
     if engine == "fastdeploy" and backend in BACKENDS:
         from serving.engine.process import ProcessEngine
@@ -62,8 +63,8 @@ def load_engine(
         return ProcessEngine(Settings(bundle.graph, backend, slots, max_length, threads))
     raise MachineError(
         f"there is no engine {engine!r} with backend {backend!r}",
-        hint="Set serve.engine to onnxruntime, or to fastdeploy with serve.backend "
-        f"{', '.join(BACKENDS)}.",
+        hint="Set serve.engine (--engine) to onnxruntime, or to fastdeploy with serve.backend "
+        f"(--backend) {', '.join(BACKENDS)}.",
     )
 
 
@@ -75,5 +76,5 @@ def _check_memory(graph: Graph, slots: int, max_length: int) -> None:
         raise MachineError(
             f"{slots} slots of {max_length} tokens need {needed / GIB:.1f} GiB for their caches, "
             f"{free / GIB:.1f} GiB are free",
-            hint="Lower serve.slots or serve.max_length.",
+            hint="Lower serve.slots (--slots) or serve.max_length (--max-length).",
         )

@@ -6,6 +6,7 @@ REST and gRPC threads could only run between steps; and a failed check inside it
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -25,6 +26,8 @@ LOAD_DEADLINE = 600.0  # seconds to load the graph
 STEP_DEADLINE = 300.0  # seconds for one call
 CLOSE_DEADLINE = 10.0  # seconds to end
 ROOT = Path(__file__).resolve().parents[2]
+
+log = logging.getLogger(__name__)
 
 
 class ProcessEngine:
@@ -85,7 +88,7 @@ class ProcessEngine:
             self._connection.close()
             raise MachineError(
                 f"FastDeploy's {self._settings.backend} backend did not load: {error}",
-                hint="The log above says why. `serve.engine: onnxruntime` runs the same graph.",
+                hint="The log above says why. The engine onnxruntime runs the same graph.",
             ) from error
         if status == "error":
             self.close()
@@ -125,6 +128,7 @@ class ProcessEngine:
         raise RuntimeError(f"the engine did not answer within {deadline:g} seconds")
 
     def _restart(self) -> None:
+        log.warning("starting the engine's process again: it ended with %d", self._process.poll())
         self._connection.close()
         self._lost |= self._used
         self._used.clear()

@@ -188,7 +188,7 @@ def test_a_failed_step_is_an_error_not_the_last_steps_answer(bundle, alone):
 
 
 @pytest.mark.skipif(NO_WHEEL, reason="no FastDeploy wheel")
-def test_a_killed_worker_loses_its_sequences_and_is_started_again(bundle, alone):
+def test_a_killed_worker_loses_its_sequences_and_is_started_again(bundle, alone, caplog):
     with load(bundle, "fastdeploy") as engine:
         engine.prefill(0, [1, 2, 3])
         engine.prefill(1, [1, 2])
@@ -200,6 +200,7 @@ def test_a_killed_worker_loses_its_sequences_and_is_started_again(bundle, alone)
         np.testing.assert_allclose(engine.prefill(2, [7, 8]), alone([7, 8]), atol=TOLERANCE)
         engine.release(0)
         np.testing.assert_allclose(engine.prefill(0, [9, 8]), alone([9, 8]), atol=TOLERANCE)
+    assert caplog.text.count("starting the engine's process again: it ended with -9") == 1
 
 
 @pytest.mark.skipif(NO_WHEEL, reason="no FastDeploy wheel")

@@ -19,7 +19,7 @@ import pytest
 
 from appliance.errors import DeployError
 from serving.client import RestClient, RpcClient
-from serving.server import listen
+from serving.server import Options, listen, resolve, running
 from tests.serving.conftest import NEVER_ENDS
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,11 @@ def test_both_doors_of_a_process_answer(
             assert answers[0].usage.completion_tokens > 0
             assert one.models() == other.models()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out == "stopping: running requests have 30 seconds; Ctrl-C ends them at once\n"
+    assert f"checking the seal of {tiny_bundle}" in err
+    assert f"loading tiny into {engine}" in err
 
 
 def test_sigterm_lets_running_answers_end(long_bundle: Path) -> None:
@@ -144,6 +148,8 @@ def test_a_taken_port_ends_it_at_once(tiny_bundle: Path, door: str) -> None:
     assert out == ""
     assert f"{door} cannot listen on 127.0.0.1 port {port}" in err
     assert flag in err
+    assert "already in use\n" in err
+    assert err.startswith("error: "), "nothing of gRPC's own"
     assert "Traceback" not in err
 
 
@@ -157,8 +163,44 @@ def test_a_second_server_does_not_start_on_the_same_port(tiny_bundle: Path) -> N
         assert port in err
 
 
-@pytest.mark.parametrize("wrong", [("--rest-port", "70000"), ("--slots", "0"), ("--name", " ")])
-def test_options_that_cannot_be(tiny_bundle: Path, wrong: tuple[str, str]) -> None:
+def test_a_taken_port_is_said_before_the_bundle_is_read(tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as held:
+        port = held.getsockname()[1]
+        with (
+            pytest.raises(DeployError, match=f"gRPC cannot listen on 127.0.0.1 port {port}"),
+            running(Options(tmp_path / "no bundle", rest_port=0, grpc_port=port)),
+        ):
+            pass
+
+
+def test_a_name_stands_for_one_address(tiny_bundle: Path) -> None:
+    """gRPC would take `localhost`'s other address where the port of the first is another's."""
+    with listen("127.0.0.1", 0) as held:
+        port = held.getsockname()[1]
+        with (
+            pytest.raises(DeployError, match=f"gRPC cannot listen on 127.0.0.1 port {port}"),
+            running(Options(tiny_bundle, host="localhost", rest_port=0, grpc_port=port)),
+        ):
+            pass
+
+
+def test_a_name_of_no_address() -> None:
+    with pytest.raises(DeployError, match=r"--host 'nowhere\.invalid' is no address"):
+        resolve("nowhere.invalid")
+    with pytest.raises(DeployError, match="no address"):
+        resolve("")  # to sockets, all interfaces
+    assert resolve("localhost") == "127.0.0.1"
+    assert resolve("0.0.0.0") == "0.0.0.0"
+    assert resolve("::1") == "::1"
+
+
+SAME = ("--rest-port", "7171", "--grpc-port", "7171")
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--rest-port", "70000"), ("--slots", "0"), ("--name", " "), SAME]
+)
+def test_options_that_cannot_be(tiny_bundle: Path, wrong: tuple[str, ...]) -> None:
     with server(tiny_bundle, *FREE, *wrong) as process:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 2
