@@ -19,6 +19,7 @@ from appliance.jobs.store import Store
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+DEADLINE = 120.0  # seconds for what takes a few; no test waits so long on a machine that is free
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ class Control:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=DEADLINE)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def up(self, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -93,7 +94,7 @@ def control(home):
         process.communicate()
 
 
-def wait_until(true: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_until(true: Callable[[], object], seconds: float = DEADLINE) -> None:
     """Wait until something is so; errors of a thing that is not there yet count as not so."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

