@@ -172,8 +172,9 @@ def up(
 ) -> None:
     """Train, prove and serve what a recipe describes.
 
-    Stages: prepare, train, evaluate, merge, export, verify, deploy. What is done already is not
-    done again. Safe to interrupt: the same command, or `resume`, goes on.
+    Stages: prepare, train, evaluate, merge, export, verify, deploy.
+
+    What is done already is not done again. Safe to interrupt: the same command or `resume` goes on.
     """
     from appliance.jobs import verbs
     from appliance.jobs.live import Screen
@@ -323,7 +324,7 @@ def chat(
     address: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ADDRESS]",
+            metavar="ADDRESS",
             help="An address or a deployment's name. Default: the running deployment, "
             "else http://127.0.0.1:8000, or 127.0.0.1:8001 for gRPC.",
         ),
