@@ -31,6 +31,9 @@ class TokenLogprob(Alternative):
 
     top: tuple[Alternative, ...] = ()
 
+    offset: int = 0
+    """Characters of the answer before it; tokens of one character share theirs."""
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -96,7 +99,8 @@ class Choice:
         for token in self._generation:
             self.tokens += 1
             if token.logprob is not None:
-                self._spelling.append(_logprob(self._tokenizer, token, token.logprob))
+                spelled = _logprob(self._tokenizer, token, token.logprob, self._length)
+                self._spelling.append(spelled)
             text, logprobs = self._show(self._stream.push(token.id))
             if self._stop.stopped:
                 self._generation.stop()
@@ -151,9 +155,9 @@ def interleave(choices: Sequence[Choice]) -> Iterator[Delta]:
             yield item
 
 
-def _logprob(tokenizer: Tokenizer, token: Token, logprob: float) -> TokenLogprob:
+def _logprob(tokenizer: Tokenizer, token: Token, logprob: float, offset: int) -> TokenLogprob:
     top = tuple(Alternative(*_spell(tokenizer, i), value) for i, value in token.top_logprobs)
-    return TokenLogprob(*_spell(tokenizer, token.id), logprob, top)
+    return TokenLogprob(*_spell(tokenizer, token.id), logprob, top, offset)
 
 
 def _spell(tokenizer: Tokenizer, token: int) -> tuple[str, bytes]:

@@ -178,10 +178,21 @@ def _completion_choice(choice: dict[str, Any]) -> Choice:
     found = choice["logprobs"] or {"tokens": [], "token_logprobs": [], "top_logprobs": []}
     columns = (found["tokens"], found["token_logprobs"], found["top_logprobs"])
     logprobs = tuple(
-        TokenLogprob(token, logprob, tuple(top.items()))
+        TokenLogprob(
+            _token_text(token),
+            logprob,
+            tuple((_token_text(name), value) for name, value in top.items()),
+        )
         for token, logprob, top in zip(*columns, strict=True)
     )
     return Choice(choice["index"], choice["text"], choice["finish_reason"], logprobs)
+
+
+def _token_text(name: str) -> str:
+    """The text of a token that a completion names; `bytes:\\xe4` is a part of a character."""
+    if not name.startswith("bytes:\\x"):
+        return name
+    return bytes.fromhex(name.removeprefix("bytes:").replace("\\x", "")).decode(errors="replace")
 
 
 def _chunks(body: dict[str, Any], text_of: Any) -> Iterator[Chunk]:

@@ -55,7 +55,7 @@ def completion_body(answer: Answer, fingerprint: str, *, logprobs: bool) -> Json
         {
             "index": index,
             "text": whole.text,
-            "logprobs": completion_logprobs(whole.logprobs, 0) if logprobs else None,
+            "logprobs": completion_logprobs(whole.logprobs) if logprobs else None,
             "finish_reason": whole.finish_reason,
         }
         for index, whole in enumerate(answer.gather())
@@ -94,10 +94,8 @@ def completion_chunks(
     """`text_completion` chunks; then the usage if it is asked for."""
     head = _head(answer, "text_completion", fingerprint)
     usage: Json = {"usage": None} if include_usage else {}
-    lengths = [0] * answer.size
     for delta in answer:
-        tokens = completion_logprobs(delta.logprobs, lengths[delta.index]) if logprobs else None
-        lengths[delta.index] += len(delta.text)
+        tokens = completion_logprobs(delta.logprobs) if logprobs else None
         choice = {
             "index": delta.index,
             "text": delta.text,
@@ -119,18 +117,31 @@ def chat_logprobs(tokens: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> Json
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(tokens: list[TokenLogprob] | tuple[TokenLogprob, ...], start: int) -> Json:
-    """Tokens as a completion shows them; `start` is the text's length before them."""
-    offsets = []
-    for token in tokens:
-        offsets.append(start)
-        start += len(token.token)
+def completion_logprobs(tokens: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> Json:
+    """Tokens as a completion shows them; of alternatives that read the same, the likeliest."""
     return {
-        "tokens": [token.token for token in tokens],
+        "tokens": [completion_token(token) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [{a.token: a.logprob for a in token.top} for token in tokens],
-        "text_offset": offsets,
+        "top_logprobs": [_by_name(token.top) for token in tokens],
+        "text_offset": [token.offset for token in tokens],
     }
+
+
+def completion_token(token: Alternative) -> str:
+    """A token as completions name it: its text, or OpenAI's `bytes:\\xe4\\xbd` for a part of a
+    character, so that the alternatives of one place do not fall together as U+FFFD."""
+    try:
+        token.bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
+    return token.token
+
+
+def _by_name(alternatives: tuple[Alternative, ...]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for alternative in alternatives:
+        found.setdefault(completion_token(alternative), alternative.logprob)
+    return found
 
 
 def _head(answer: Answer, kind: str, fingerprint: str) -> Json:

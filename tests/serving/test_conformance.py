@@ -59,6 +59,16 @@ CASES: dict[str, Case] = {
     "ids": ("generate", [10, 11, 12], {"temperature": 0, "max_completion_tokens": 10}),
     "logprobs": ("chat", [HELLO], {"temperature": 0, "logprobs": 3, "max_completion_tokens": 8}),
     "logprobs of chosen": ("generate", "Hello", {"temperature": 0, "logprobs": 0}),
+    "logprobs of halves": (
+        "generate",
+        "你好",
+        {
+            "temperature": 0,
+            "logprobs": 20,
+            # The bytes of 你 and the beginnings of many other characters.
+            "logit_bias": dict.fromkeys(range(103, 259), 50.0),
+        },
+    ),
     "named": ("generate", "Hello", {"temperature": 0, "model": "tiny"}),
 }
 

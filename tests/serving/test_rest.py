@@ -97,6 +97,23 @@ def test_completions_with_logprobs(http: httpx.Client) -> None:
     assert found["text_offset"][:2] == [0, len(found["tokens"][0])]
 
 
+def test_completions_name_and_place_halves_of_characters(opened: Bundle) -> None:
+    ids = opened.tokenizer.encode("a龘b")
+    assert len(ids) == 5
+    with scripted_core(opened, "a龘b") as core, doors_over(core) as (rest, _):
+        asked = {"prompt": "x", "logprobs": 20}
+        choice = httpx.post(f"{rest}/v1/completions", json=asked).json()["choices"][0]
+        *pieces, _ = events(httpx.post(f"{rest}/v1/completions", json={**asked, "stream": True}))
+    assert choice["text"] == "a龘b"
+    found = choice["logprobs"]
+    assert found["tokens"] == ["a", r"bytes:\xe9", r"bytes:\xbe", r"bytes:\x98", "b"]
+    assert found["text_offset"] == [0, 1, 1, 1, 2]
+    assert [len(top) for top in found["top_logprobs"]] == [20] * 5
+    assert next(iter(found["top_logprobs"][1])) == r"bytes:\xe9"
+    streamed = [piece["choices"][0]["logprobs"] for piece in pieces]
+    assert {key: [x for s in streamed for x in s[key]] for key in found} == found
+
+
 def test_chat_logprobs(http: httpx.Client) -> None:
     asked = {"messages": HELLO, "max_tokens": 4, "logprobs": True, "logit_bias": NEVER_ENDS}
     body = http.post("/v1/chat/completions", json={**asked, "top_logprobs": 3}).json()
