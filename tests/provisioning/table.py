@@ -14,7 +14,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs/provisioning.md"
 TABLES = {
-    "T0": ("test_roles", "test_preflight", "test_runner"),
+    "T0": ("test_roles", "test_preflight", "test_runner", "test_hosts"),
     "T1": ("test_sxm_host",),
     "T2": ("test_faults", "test_fleet", "test_cpu_host"),
 }

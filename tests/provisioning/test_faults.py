@@ -232,15 +232,14 @@ def test_mirror_down_mid_run(ready: Host, mirror: Mirror, provision: FromMirror)
     heals(provision([ready]), ready)
 
 
-def test_ssh_cut(ready: Host, provision: FromMirror) -> None:
+def test_ssh_cut(lab: Lab, ready: Host, provision: FromMirror) -> None:
     process = provision.start([ready], nvidia_driver_version=OLD)
     wait_for(ready, f"grep -q {OLD} /etc/apt/preferences.d/appliance-nvidia")
-    outer = f"applv{ready.address.rsplit('.', 1)[1]}"
-    subprocess.run(["ip", "link", "set", outer, "down"], check=True)
+    lab.unplug(ready)
     try:
         done = provision.finish(process, patience=180)
     finally:
-        subprocess.run(["ip", "link", "set", outer, "up"], check=True)
+        lab.unplug(ready, back=True)
     verdict(done, ready, "unreachable", "does not answer over ssh", "run the same command again")
     heals(provision([ready]), ready)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import IO
 
 from tests.provisioning.hosts.needs import HostsImpossible
 
@@ -24,21 +26,33 @@ def cache() -> Path:
     return root / "llm-appliance" / "test-hosts"
 
 
-def base_root() -> Path:
-    """A finished base, made (about 80 s) where there is none of this kind yet."""
+def take_base() -> tuple[Path, IO[str]]:
+    """A finished base, made (about 80 s) where there is none of this kind yet.
+
+    Nobody removes it while the file that comes with it is open.
+    """
     recipe = [SUITE, PACKAGES, *(path.read_text() for path in sorted((GUEST / "bin").iterdir()))]
     recipe.append(Path(__file__).read_text())
     key = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:16]
     done = cache() / f"base-{key}"
-    if done.is_dir():
-        return done
+    cache().mkdir(parents=True, exist_ok=True)
+    held = (cache() / "lock-base").open("w")
+    fcntl.flock(held, fcntl.LOCK_SH)
+    if not done.is_dir():
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not done.is_dir():
+            make(done, cache() / f"making-{key}")
+        fcntl.flock(held, fcntl.LOCK_SH)
+    return done, held
+
+
+def make(done: Path, making: Path) -> None:
+    """Make the base under a name of its own, then give it its own; older ones go."""
     for old in [*cache().glob("base-*"), *cache().glob("making-*")]:
         shutil.rmtree(old)
-    making = cache() / f"making-{key}"
     debootstrap(making)
     finish(making)
     making.rename(done)
-    return done
 
 
 def debootstrap(root: Path) -> None:

@@ -18,36 +18,36 @@ from tests.provisioning.hosts import base, needs
 from tests.provisioning.hosts.base import run
 from tests.provisioning.hosts.host import Host, Settings
 
-BRIDGE = "applbr0"
-PREFIX = "appl-"
-NETWORK = "10.77.0"
-GATEWAY = f"{NETWORK}.1"
+NETWORK = 77
+"""The second number of the hosts' addresses, and part of the name of all that a lab makes."""
+
+GATEWAY = f"10.{NETWORK}.0.1"
 
 
 class Lab:
     """Bridge, key and hosts. A context manager: leaving it stops all and clears up."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: int = NETWORK) -> None:
         self.folder = folder
+        self.network = network
+        self.prefix = f"appl{network}-"
+        self.bridge = f"applbr{network}"
         self.hosts: dict[str, Host] = {}
         self.key = folder / "key"
 
     def __enter__(self) -> Lab:
         needs.require()
-        self.lock = wait_for_lock(base.cache() / "lock")
-        clear_leftovers()
-        self.base = base.base_root()
+        self.lock = wait_for_lock(base.cache() / f"lock-{self.network}")
+        self.clear_leftovers()
+        self.base, self.held = base.take_base()
         self.folder.mkdir(parents=True, exist_ok=True)
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key)])
-        if run(["ip", "-json", "route", "show", f"{NETWORK}.0/24"]).strip() not in (
-            "[]",
-            "[ ]",
-            "",
-        ):
-            raise needs.HostsImpossible(f"a route to {NETWORK}.0/24 is already there")
-        run(["ip", "link", "add", BRIDGE, "type", "bridge"])
-        run(["ip", "addr", "add", f"{GATEWAY}/24", "dev", BRIDGE])
-        run(["ip", "link", "set", BRIDGE, "up"])
+        network = f"10.{self.network}.0.0/24"
+        if run(["ip", "route", "show", network]).strip():
+            raise needs.HostsImpossible(f"a route to {network} is already there")
+        run(["ip", "link", "add", self.bridge, "type", "bridge"])
+        run(["ip", "addr", "add", f"10.{self.network}.0.1/24", "dev", self.bridge])
+        run(["ip", "link", "set", self.bridge, "up"])
         return self
 
     def __exit__(
@@ -59,19 +59,19 @@ class Lab:
         for host in self.hosts.values():
             with contextlib.suppress(Exception):
                 host.stop()
-        clear_leftovers()
+        self.clear_leftovers()
         for host in self.hosts.values():
             shutil.rmtree(host.folder, ignore_errors=True)
+        self.held.close()
         self.lock.close()
 
     def add(self, name: str, settings: Settings | None = None) -> Host:
         """A new host, running and answering over ssh."""
         number = 11 + len(self.hosts)
-        netns = f"{PREFIX}{name}"
-        wire(netns, f"applv{number}", f"{NETWORK}.{number}", number)
+        netns = self.wire(name, number)
         host = Host(
             name=name,
-            address=f"{NETWORK}.{number}",
+            address=f"10.{self.network}.0.{number}",
             folder=self.folder / name,
             netns=netns,
             base=self.base,
@@ -85,26 +85,46 @@ class Lab:
 
     def namespace(self, name: str) -> list[str]:
         """A bare network namespace on the bridge; the words that run a command in it."""
-        netns = f"{PREFIX}{name}"
-        number = 200 + len(name)
-        wire(netns, f"applv{number}", f"{NETWORK}.{number}", number)
-        return ["ip", "netns", "exec", netns]
+        return ["ip", "netns", "exec", self.wire(name, 200 + len(name))]
 
     def remove(self, host: Host) -> None:
         """Stop a host and forget its files; its address is not given again."""
         host.stop()
         shutil.rmtree(host.folder, ignore_errors=True)
 
+    def wire(self, name: str, number: int) -> str:
+        """A network namespace with one leg on the bridge and no route further; its name."""
+        netns, outer = f"{self.prefix}{name}", f"appl{self.network}v{number}"
+        run(["ip", "netns", "add", netns])
+        peer = ["peer", "name", "eth0", "address", f"02:00:0a:{self.network:02x}:00:{number:02x}"]
+        run(["ip", "link", "add", outer, "type", "veth", *peer, "netns", netns])
+        run(["ip", "link", "set", outer, "master", self.bridge, "up"])
+        run(["ip", "-n", netns, "addr", "add", f"10.{self.network}.0.{number}/24", "dev", "eth0"])
+        run(["ip", "-n", netns, "link", "set", "eth0", "up"])
+        run(["ip", "-n", netns, "link", "set", "lo", "up"])
+        return netns
 
-def wire(netns: str, outer: str, address: str, number: int) -> None:
-    """A network namespace with one leg on the bridge and no route further."""
-    run(["ip", "netns", "add", netns])
-    peer = ["peer", "name", "eth0", "address", f"02:00:0a:4d:00:{number:02x}", "netns", netns]
-    run(["ip", "link", "add", outer, "type", "veth", *peer])
-    run(["ip", "link", "set", outer, "master", BRIDGE, "up"])
-    run(["ip", "-n", netns, "addr", "add", f"{address}/24", "dev", "eth0"])
-    run(["ip", "-n", netns, "link", "set", "eth0", "up"])
-    run(["ip", "-n", netns, "link", "set", "lo", "up"])
+    def unplug(self, host: Host, *, back: bool = False) -> None:
+        """Cut a host's cable, or mend it."""
+        outer = f"appl{self.network}v{host.address.rsplit('.', 1)[1]}"
+        run(["ip", "link", "set", outer, "up" if back else "down"])
+
+    def clear_leftovers(self) -> None:
+        """End what a killed run left: its processes (by namespace), network and cgroups.
+
+        Only names with this lab's prefix are touched, and only under the lock.
+        """
+        for space in json.loads(run(["ip", "-json", "netns", "list"]) or "[]"):
+            if not space["name"].startswith(self.prefix):
+                continue
+            for pid in run(["ip", "netns", "pids", space["name"]]).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            run(["ip", "netns", "delete", space["name"]])
+        subprocess.run(["ip", "link", "delete", self.bridge], capture_output=True)
+        root = needs.cgroup_root()
+        for group in root.glob(f"{self.prefix}*") if root else ():
+            remove_cgroup(group)
 
 
 def wait_for_lock(path: Path, patience: float = 900) -> IO[str]:
@@ -120,24 +140,6 @@ def wait_for_lock(path: Path, patience: float = 900) -> IO[str]:
             if time.monotonic() > deadline:
                 raise needs.HostsImpossible(f"another test run has held {path} too long") from None
             time.sleep(1)
-
-
-def clear_leftovers() -> None:
-    """End what a killed run left: its processes (by namespace), network and cgroups.
-
-    Only names with this package's prefix are touched, and only under the lock.
-    """
-    for space in json.loads(run(["ip", "-json", "netns", "list"]) or "[]"):
-        if not space["name"].startswith(PREFIX):
-            continue
-        for pid in run(["ip", "netns", "pids", space["name"]]).split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        run(["ip", "netns", "delete", space["name"]])
-    subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True)
-    root = needs.cgroup_root()
-    for group in root.glob(f"{PREFIX}*") if root else ():
-        remove_cgroup(group)
 
 
 def remove_cgroup(group: Path, patience: float = 10) -> None:
