@@ -37,17 +37,21 @@ def up(
     programs: str = launcher.PROGRAMS,
 ) -> None:
     """Check a recipe and run it. A job of the same recipe that was not finished is gone on with."""
-    recipe = check(path)
+    recipe = check(path, serves=until in (None, "deploy"))
     store = Store()
     job = submit(store, recipe, find_recipe(path), console, until=until)
     start(store, job, console, detach=detach, programs=programs)
 
 
-def check(path: Path) -> Recipe:
+def check(path: Path, *, serves: bool = True) -> Recipe:
     """The recipe, fit to run here and now: its ports are free, or held by what it will replace.
+
+    Ports matter only to what `serves`: a run that ends before deploy needs none.
 
     Raises RecipeError, and DeployError where another deployment of ours has a port of it.
     """
+    if not serves:
+        return load_recipe(path, check_ports=False)
     serving = running_deployments()
     recipe = load_recipe(path, our_ports={p for d in serving for p in (d.rest_port, d.grpc_port)})
     check_deployments(recipe, serving)

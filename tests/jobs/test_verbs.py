@@ -259,6 +259,7 @@ def test_recipe_check_knows_the_ports_of_our_own_deployment(home, tmp_path):
         )
         with pytest.raises(RecipeError, match="in use by another program"):
             verbs.check(recipe)
+        assert verbs.check(recipe, serves=False).name == "mine"
         store = Store()
         store.put_deployment(
             bundle=tmp_path, job="job", pid=os.getpid(), options=options, previous=None
