@@ -177,7 +177,7 @@ def up(
     What is done already is not done again. Safe to interrupt: the same command or `resume` goes on.
     """
     from appliance.jobs import verbs
-    from appliance.jobs.live import Screen
+    from appliance.jobs.terminal import Screen
 
     verbs.up(recipe, Screen(), detach=detach, until=until)
 
@@ -193,7 +193,7 @@ def resume(
 ) -> None:
     """Go on with a job that was interrupted or failed."""
     from appliance.jobs import verbs
-    from appliance.jobs.live import Screen
+    from appliance.jobs.terminal import Screen
 
     verbs.resume(job, Screen(), detach=detach)
 
@@ -345,6 +345,7 @@ def chat(
 ) -> None:
     """Talk to a served model. /help in it lists its commands."""
     from appliance.jobs.address import address_of
+    from appliance.jobs.words import clean
     from serving.client import chat as terminal
     from serving.client.results import Options
 
@@ -358,8 +359,10 @@ def chat(
     if seed is not None:
         options["seed"] = seed
 
+    at_terminal = sys.stdout.isatty()
+
     def write(text: str) -> None:
-        sys.stdout.write(text)
+        sys.stdout.write(clean(text) if at_terminal else text)
         sys.stdout.flush()
 
     with terminal.connect(address_of(address, grpc=grpc), grpc=grpc) as client:

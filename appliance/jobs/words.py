@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 
 def clean(text: str) -> str:
     """The text without what would steer a terminal: a model may answer anything."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    # Control characters alone: the joiner of an emoji's parts is not printable either.
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text
+    )
 
 
 def clock(seconds: float) -> str:

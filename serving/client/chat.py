@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
-from appliance.errors import DeployError, RequestError
+from appliance.errors import DeployError, PromptTooLong, RequestError
 from serving.client.rest import DEFAULT_ADDRESS as REST_ADDRESS
 from serving.client.rest import RestClient
 from serving.client.results import Client, Options
@@ -19,6 +19,8 @@ HELP = """\
 /help         show this
 /exit         leave; so does Ctrl-D
 Ctrl-C        stop the answer"""
+
+RESET = "/reset forgets the conversation and makes room."
 
 
 @dataclass
@@ -116,4 +118,5 @@ def _turn(
         except (RequestError, DeployError) as error:
             if not keep_on:
                 raise
-            write(f"\nerror: {error.message}\n{error.hint}\n")
+            hint = RESET if isinstance(error, PromptTooLong) else error.hint
+            write(f"\nerror: {error.message}\n{hint}\n")

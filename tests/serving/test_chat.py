@@ -103,6 +103,10 @@ def test_at_a_terminal(slow: tuple[Core, list[str]]) -> None:
     terminal.sendline("/what")
     terminal.expect_exact("/what is no command")
     terminal.expect_exact("> ")
+    terminal.sendline("word " * 200)
+    terminal.expect_exact("prompt and answer may have 512 tokens together")
+    terminal.expect_exact("/reset forgets")
+    terminal.expect_exact("> ")
     terminal.sendline("Hello")
     terminal.expect_exact("aaa")
     terminal.sendintr()
@@ -116,6 +120,18 @@ def test_at_a_terminal(slow: tuple[Core, list[str]]) -> None:
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 0
+
+
+def test_an_answer_does_not_steer_the_terminal(opened: Bundle) -> None:
+    said = "a\x1b[2Jb\r\x9bc👩‍👩‍👧é你"
+    with scripted_core(opened, said) as core, doors_over(core) as (rest, _):
+        arguments = [*CHAT, rest, "-m", "Hello"]
+        shown, status = pexpect.run(
+            " ".join([sys.executable, *arguments]), cwd=str(ROOT), timeout=30, withexitstatus=True
+        )
+        piped = run(rest, "-m", "Hello").stdout
+    assert (shown.decode(), status) == ("a\ufffd[2Jb\ufffd\ufffdc👩‍👩‍👧é你\r\n", 0)
+    assert piped == said.replace("\r", "\n") + "\n", "as it is; text mode reads \\r as an end"
 
 
 def test_a_stopped_answer_is_kept_as_far_as_it_came(opened: Bundle) -> None:
