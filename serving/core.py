@@ -111,6 +111,7 @@ class Core:
         """Names the sealed bundle, so that a client sees when another model answers."""
         self._tokenizer = bundle.tokenizer
         self._stop_ids = bundle.eos_ids
+        self._model_length = bundle.graph.max_length
         self._scheduler = scheduler
         self._timeout = request_timeout
         self._closing = threading.Event()
@@ -193,11 +194,14 @@ class Core:
         """Most tokens of the answer: what is wanted, else what the context leaves."""
         left = self.max_length - prompt
         if left < max(1, wanted or 0):
-            asked = f" and {wanted} for the answer" if wanted else ""
+            asked = f" and asks for {wanted} more" if wanted else ""
+            shorter = ", ask for a shorter answer" if wanted else ""
+            longer = f", or raise serve.max_length (the model allows {self._model_length})"
             raise PromptTooLong(
-                f"the model's context is {self.max_length} tokens; this request has {prompt} in "
-                f"its {param}{asked}",
-                hint=f"Shorten the {param}" + (", or ask for a shorter answer" if wanted else ""),
+                f"prompt and answer may have {self.max_length} tokens together; this request has "
+                f"{prompt} in its {param}{asked}",
+                hint=f"Shorten the {param}{shorter}"
+                + (longer if self.max_length < self._model_length else ""),
                 param=param,
             )
         return wanted or left

@@ -27,11 +27,13 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
+    "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 """Field to the values, null besides, that are as good as its absence."""
@@ -77,6 +79,8 @@ def _text_of(content: Any) -> Any:
 
 
 def _as_list(stop: Any) -> Any:
+    if not isinstance(stop, (str, list)):
+        raise ValueError(f"must be a text or a list of texts (it is {stop!r})")
     return [stop] if isinstance(stop, str) else stop
 
 
@@ -281,5 +285,8 @@ def _sentence(shape: type[SamplingFields], error: dict[str, Any]) -> str:
         return f"{param} is missing"
     if error["type"] == "value_error":
         return f"{param}: {text}" if error["loc"] else text
+    if error["type"] in ("model_type", "dict_type"):
+        text = "must be an object"
+    text = text.replace(" after validation", "")
     found = repr(error["input"])[:60]
     return f"{param or 'the body'}: {text[:1].lower()}{text[1:]} (it is {found})"

@@ -78,9 +78,12 @@ class RestClient:
             return [Model(m["id"], m["max_length"]) for m in _checked(response)["data"]]
 
     def ready(self) -> bool:
-        """Whether the server takes requests."""
-        with self._errors():
-            return self._http.get("/health").status_code == 200
+        """Whether the server takes requests. Raises DeployError where none of ours answers."""
+        try:
+            with self._errors():
+                return bool(_checked(self._http.get("/health"))["status"] == "ok")
+        except EngineFailed as error:
+            raise self._stranger(error) from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -126,10 +129,13 @@ class RestClient:
                 f"{self.address} broke off: {error}", hint="Send the request again."
             ) from error
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            raise DeployError(
-                f"{self.address} answers, but not as an appliance does: {error!r}",
-                hint="Check the address and the port: gRPC has another one.",
-            ) from error
+            raise self._stranger(error) from error
+
+    def _stranger(self, error: Exception) -> DeployError:
+        return DeployError(
+            f"{self.address} answers, but not as an appliance does: {error!r}",
+            hint="Check the address and the port: gRPC has another one.",
+        )
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:

@@ -161,6 +161,9 @@ def test_a_proxy_of_the_environment_is_for_the_outside(
 
 
 def test_the_wrong_port(rest_address: str, rpc_address: str) -> None:
+    with RestClient(rpc_address) as client, pytest.raises(DeployError, match="not as an") as caught:
+        client.ready()
+    assert "gRPC has another" in caught.value.hint
     with RestClient(rpc_address) as client, pytest.raises((DeployError, EngineFailed)):
         client.models()
     with RpcClient(rest_address) as client, pytest.raises((DeployError, EngineFailed)):

@@ -152,6 +152,7 @@ def test_lengths(core: Core, opened: Bundle) -> None:
     with pytest.raises(PromptTooLong, match="4096 tokens") as caught:
         complete(core, [5] * room, max_tokens=4)
     assert caught.value.param == "prompt"
+    assert "serve.max_length" not in caught.value.hint, "the model allows no more"
     with pytest.raises(PromptTooLong):
         chat(core, [{"role": "user", "content": "x " * 5000}])
 
@@ -161,6 +162,9 @@ def test_a_chat_may_fill_the_context(opened: Bundle) -> None:
         answer = chat(core)
         assert [w.finish_reason for w in answer.gather()] == ["length"]
         assert answer.usage.total_tokens == 100
+        with pytest.raises(PromptTooLong, match="may have 100 tokens together") as caught:
+            chat(core, max_tokens=100)
+        assert "raise serve.max_length (the model allows 4096)" in caught.value.hint
 
 
 WRONG: list[tuple[dict[str, object], str | None, str]] = [
@@ -183,6 +187,10 @@ WRONG: list[tuple[dict[str, object], str | None, str]] = [
     ({"logit_bias": {"word": 1}}, "logit_bias", "token ids"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
     ({"stop": ""}, "stop.0", "at least 1"),
+    ({"stop": 5}, "stop", "a text or a list of texts (it is 5)"),
+    ({"messages": ["hi"]}, "messages.0", "must be an object (it is 'hi')"),
+    ({"logit_bias": [5]}, "logit_bias", "must be an object (it is [5])"),
+    ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
     ({"top_logprobs": 3}, "top_logprobs", "logprobs: true"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
