@@ -182,7 +182,7 @@ class Run:
                 watch.read()
                 time.sleep(POLL_SECONDS)
         except BaseException as error:
-            self.stop(stage.name, worker, at_once=isinstance(error, LeaseLost))
+            self.stop(watch, worker, at_once=isinstance(error, LeaseLost))
             raise
         finally:
             worker.close()
@@ -197,15 +197,16 @@ class Run:
                 stage.name, code, failure(stage.name, code, watch.error, watch.printed)
             )
 
-    def stop(self, name: str, worker: launcher.Worker, *, at_once: bool) -> None:
+    def stop(self, watch: Watch, worker: launcher.Worker, *, at_once: bool) -> None:
         """End a stage's program, which may save its state first where that is still its own."""
         asked = self.signals.count
         try:
             if not at_once:
-                self.display.say(f"{name}: stopping; Ctrl-C again ends it at once", "yellow")
+                self.display.say(f"{watch.name}: stopping; Ctrl-C again ends it at once", "yellow")
         finally:
             worker.end(hurry=lambda: at_once or self.signals.count > asked)
-        self.display.end(name, "stopped", "stopped")
+        watch.read()
+        self.display.end(watch.name, "stopped", "stopped")
 
     def failed(self, name: str, code: int | None, error: ApplianceError) -> ApplianceError:
         """Write down that a stage failed; the error to raise."""

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from appliance.jobs.follow import Log
 from appliance.jobs.tables import table
+from appliance.jobs.terminal import no_control_echo
 from appliance.jobs.words import clean, clock, figure
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal, and in the log
@@ -34,15 +35,6 @@ FIGURES = {  # metrics that stages say, in words
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("■", "yellow")}
 
 
-class Screen(Console):
-    """A console whose reader may go away, `appliance up … | head` for one: the job goes on."""
-
-    def on_broken_pipe(self) -> None:
-        """Write to nowhere from now on."""
-        with contextlib.suppress(SystemExit):
-            super().on_broken_pipe()
-
-
 @dataclass
 class Line:
     """One stage as it is shown. `began` and `ended` in seconds of the monotonic clock."""
@@ -54,6 +46,7 @@ class Line:
     ended: float | None = None
     done: float = 0
     total: float = 0
+    at: str = ""  # how far it is: "step 3/40"
     left: float | None = None  # seconds, as far as one can tell
     figures: str = ""  # the last one that came with a step: "held-out loss 2.75"
     first: tuple[float, float] | None = None  # when the first progress came, and how far it was
@@ -76,6 +69,7 @@ class Display:
     lines: dict[str, Line] = field(init=False)
     live: Live | None = field(init=False, default=None)
     spinner: Spinner = field(init=False, default_factory=lambda: Spinner("dots", style="cyan"))
+    quiet: contextlib.ExitStack = field(init=False, default_factory=contextlib.ExitStack)
     said: float = field(init=False, default=0.0)
     metrics: dict[str, float] = field(init=False, default_factory=dict)
 
@@ -84,6 +78,7 @@ class Display:
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
+            self.quiet.enter_context(no_control_echo(self.console))
             self.live = Live(console=self.console, get_renderable=self.render, refresh_per_second=8)
             self.live.start()
         return self
@@ -96,6 +91,7 @@ class Display:
     ) -> None:
         if self.live is not None:
             self.live.stop()
+        self.quiet.close()
 
     # --- what the controller tells it ---------------------------------------------------------
 
@@ -114,6 +110,8 @@ class Display:
     def end(self, name: str, state: str, text: str) -> None:
         """A stage ends: `done`, `failed` or `stopped`."""
         line = self.lines[name]
+        if state != "done" and line.at:
+            text += f" at {line.at}"
         line.state, line.text = state, text
         line.ended = time.monotonic() if line.began is not None else None
         took = f" ({line.elapsed()})" if line.began is not None else ""
@@ -161,6 +159,7 @@ class Display:
         line.done, line.total = float(event["done"]), float(event["total"])
         line.first = line.first or (now, line.done)
         line.left = seconds_left(line, event, now)
+        line.at = position(event)
         line.text = summary(event, line.figures)
         if now - self.said >= PLAIN_SECONDS or line.done >= line.total:
             self.said = now
@@ -222,9 +221,14 @@ def progress_bar(line: Line) -> RenderableType:
     return grid
 
 
+def position(event: dict[str, Any]) -> str:
+    """How far a progress event is: `step 3/40`."""
+    return f"{event['unit']} {event['done']:,}/{event['total']:,}"
+
+
 def summary(event: dict[str, Any], figures: str = "") -> str:
     """A progress event in one line: `step 3/40 · loss 2.5 · 812 tokens/s`."""
-    parts = [f"{event['unit']} {event['done']:,}/{event['total']:,}"]
+    parts = [position(event)]
     if (loss := event.get("loss")) is not None:
         parts.append(f"loss {loss:.4g}")
     if figures:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from appliance import cli
 from appliance.jobs import verbs
-from appliance.jobs.live import Screen
 from appliance.jobs.store import Store
+from appliance.jobs.terminal import Screen
 from appliance.recipe import Recipe
 
 PROGRAMS = "programs"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import pty
 import re
+import sys
+import termios
 import time
 
 import pytest
@@ -240,3 +245,47 @@ def test_a_follower_gives_whole_lines_only(tmp_path):
     with path.open("ab") as stream:
         stream.write("ölf\n10%\r90%\r100%\n".encode())
     assert follower.lines() == ["zwölf", "100%"]
+
+
+def test_a_stage_that_is_stopped_says_how_far_it_came(log):
+    display = plain(log)
+    display.start("train")
+    display.event(progress(13))
+    display.end("train", "stopped", "stopped")
+    assert printed(display)[-1] == "train: stopped at step 13/40 (0:00)"
+
+
+CTRL_C = """
+import sys, time
+from pathlib import Path
+from rich.console import Console
+from appliance.jobs.follow import Log
+from appliance.jobs.live import Display
+from appliance.jobs.lease import Signals
+display = Display("demo-1", ["prepare", "train"], Log(Path(sys.argv[1])), Console())
+with Signals() as signals, display:
+    display.start("prepare")
+    print("ready", flush=True)
+    while not signals.count:
+        time.sleep(0.01)
+"""
+
+
+def test_ctrl_c_leaves_no_mark_in_the_display_and_the_terminal_as_it_was(tmp_path):
+    """On a terminal of its own, as its foreground process: the terminal must not write ^C."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "xterm"
+        os.execv(sys.executable, [sys.executable, "-c", CTRL_C, str(tmp_path / "log.txt")])
+    before = termios.tcgetattr(terminal)
+    shown = b""
+    while b"ready" not in shown:
+        shown += os.read(terminal, 4096)
+    os.write(terminal, b"\x03")
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while block := os.read(terminal, 4096):
+            shown += block
+    assert os.waitpid(pid, 0)[1] == 0, shown
+    assert b"prepare" in shown and b"^C" not in shown
+    assert before[3] & termios.ECHOCTL and termios.tcgetattr(terminal) == before
+    os.close(terminal)
