@@ -82,7 +82,8 @@ class Tokenizer:
         if self.chat_template is None:
             raise ModelError(
                 "this model has no chat template",
-                hint="Use plain completion, or put `chat_template` into tokenizer_config.json.",
+                hint="Complete a text instead (/v1/completions, or Generate over gRPC), or train a "
+                "model whose tokenizer_config.json has a `chat_template`.",
             )
         return chat.render(
             self.chat_template,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,10 +18,13 @@ from appliance.errors import (
     ModelNotFound,
     Overloaded,
     PromptTooLong,
+    RequestCancelled,
     RequestError,
 )
 from serving.client import Chunk, Client, RestClient, RpcClient
-from serving.core import Core
+from serving.client.results import Options
+from serving.core import Answer, Core
+from serving.requests import CompletionRequest
 from serving.server import Running
 from tests.serving.conftest import NEVER_ENDS, doors_over, idle, scripted_core, until
 
@@ -71,6 +76,23 @@ CASES: dict[str, Case] = {
     ),
     "named": ("generate", "Hello", {"temperature": 0, "model": "tiny"}),
 }
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "model": {"model": "tiny"},
+    "max_completion_tokens": {"max_completion_tokens": 5},
+    "temperature": {"temperature": 1.9},
+    "top_p": {"top_p": 0.2},
+    "top_k": {"top_k": 2},
+    "n": {"n": 2},
+    "stop": {"stop": ["e", "a", "t"]},
+    "presence_penalty": {"presence_penalty": 2.0},
+    "frequency_penalty": {"frequency_penalty": 2.0},
+    "repetition_penalty": {"repetition_penalty": 3.0},
+    "logit_bias": {"logit_bias": {**NEVER_ENDS, 70: 9.0}},
+    "seed": {"seed": 77},
+    "logprobs": {"logprobs": 2},
+}
+"""Each option of the clients, with a value that changes the answer below."""
 
 REFUSED: dict[str, tuple[Case, type[RequestError]]] = {
     "field": (("chat", [HELLO], {"temperature": 3.0}), InvalidRequest),
@@ -127,6 +149,25 @@ def test_both_doors_stream_the_same(clients: tuple[Client, Client], name: str) -
         expected = [(choice.text, choice.finish_reason) for choice in answer.choices]
         assert texts(chunks, len(answer.choices)) == expected
         assert chunks[-1].usage == answer.usage
+
+
+def test_every_option_has_its_case() -> None:
+    assert FIELDS.keys() == Options.__annotations__.keys()
+
+
+@pytest.mark.parametrize("kind", ["chat", "generate"])
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_option_does_the_same_through_both_doors(
+    clients: tuple[Client, Client], kind: str, name: str
+) -> None:
+    about: Any = [HELLO] if kind == "chat" else "Hello"
+    # The same byte again and again is likely, for the penalties to lower.
+    plain = {"seed": 3, "max_completion_tokens": 24, "logit_bias": {**NEVER_ENDS, 70: 6.0}}
+    without = ask(clients[0], (kind, about, plain))
+    by_rest, by_rpc = (ask(client, (kind, about, {**plain, **FIELDS[name]})) for client in clients)
+    assert by_rest.choices == by_rpc.choices
+    assert by_rest.usage == by_rpc.usage
+    assert (by_rest.choices == without.choices) is (name == "model")
 
 
 def refusal(call: Callable[[], object]) -> tuple[type[RequestError], str, str | None]:
@@ -192,6 +233,40 @@ def test_both_doors_say_that_the_engine_broke(opened: Bundle, stream: bool) -> N
         found = {refusal(lambda: list(ask(c, case, stream=stream))) for c in clients}  # noqa: B023
     assert {f[0] for f in found} == {EngineFailed}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_both_doors_say_that_the_answer_was_cancelled(
+    opened: Bundle, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    case: Case = ("generate", "a", {"max_completion_tokens": 400})
+    with scripted_core(opened, "a" * 400, pause=0.02) as core, both(core) as clients:
+        complete = core.complete
+
+        def cancelled(request: CompletionRequest) -> Answer:
+            answer = complete(request)
+            threading.Timer(0.1, answer.cancel).start()
+            return answer
+
+        monkeypatch.setattr(core, "complete", cancelled)
+        found = {refusal(lambda: list(ask(c, case, stream=stream))) for c in clients}  # noqa: B023
+    assert {f[0] for f in found} == {RequestCancelled}
+    assert len(found) == 1
+
+
+def test_a_model_without_a_template_completes_and_does_not_chat(opened: Bundle) -> None:
+    plain = dataclasses.replace(
+        opened, tokenizer=dataclasses.replace(opened.tokenizer, chat_template=None)
+    )
+    with scripted_core(plain, "abc") as core, both(core) as clients:
+        for stream in (False, True):
+            case: Case = ("chat", [HELLO], {})
+            found = {refusal(lambda: list(ask(c, case, stream=stream))) for c in clients}  # noqa: B023
+            ((kind, message, param),) = found
+            assert kind is InvalidRequest
+            assert "no chat template" in message and "/v1/completions" in message
+            assert param == "messages"
+        assert [ask(client, ("generate", "a", {})).text for client in clients] == ["abc", "abc"]
 
 
 def test_a_defect_of_ours_is_no_ones_to_read(
