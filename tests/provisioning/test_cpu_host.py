@@ -18,6 +18,7 @@ import yaml
 from provisioning.targets import PROJECT
 from tests.provisioning.conftest import Command, Provisioned
 from tests.provisioning.hosts import Host, Lab, base
+from tests.provisioning.hosts.lab import NETWORK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 REST, GRPC = 8000, 8001
@@ -67,7 +68,7 @@ def provisioned(command: Command, host: Host, bundle: Path, recipe: Path) -> Pro
         appliance_host=host.address,
         appliance_recipes=[str(recipe)],
         appliance_serve=["quickstart"],
-        firewall_clients=["10.77.0.0/24"],
+        firewall_clients=[f"10.{NETWORK}.0.0/24"],
     )
 
 
@@ -84,7 +85,7 @@ import openai
 from serving.client.rpc import RpcClient
 question = [{{"role": "user", "content": "What is the capital of France?"}}]
 rest = openai.OpenAI(base_url="http://{host.address}:{REST}/v1", api_key="none", timeout=120)
-options = dict(model="quickstart", max_tokens=12, temperature=0)
+options = dict(model="quickstart", max_completion_tokens=12, temperature=0)
 print(repr(rest.chat.completions.create(messages=question, **options).choices[0].message.content))
 with RpcClient("{host.address}:{GRPC}") as rpc:
     print(repr(rpc.chat(question, **options).text))
@@ -156,7 +157,7 @@ def test_a_served_host_is_not_changed_again(
         appliance_host=host.address,
         appliance_recipes=[str(recipe)],
         appliance_serve=["quickstart"],
-        firewall_clients=["10.77.0.0/24"],
+        firewall_clients=[f"10.{NETWORK}.0.0/24"],
     )
     assert again.code == 0, again.output
     assert again.host("front")["changes"] == []

@@ -18,7 +18,7 @@ from tests.provisioning.hosts import base, needs
 from tests.provisioning.hosts.base import run
 from tests.provisioning.hosts.host import Host, Settings
 
-NETWORK = 77
+NETWORK = int(os.environ.get("APPLIANCE_TEST_NETWORK", "77"))
 """The second number of the hosts' addresses, and part of the name of all that a lab makes."""
 
 GATEWAY = f"10.{NETWORK}.0.1"
