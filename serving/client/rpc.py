@@ -25,7 +25,7 @@ from serving.client.results import (
 )
 from serving.rpc.v1 import appliance_pb2 as pb
 from serving.rpc.v1 import appliance_pb2_grpc as pb_grpc
-from serving.rpc.wire import ERROR_KEY, MAX_MESSAGE, REASONS
+from serving.rpc.wire import ERROR_KEY, MAX_REQUEST, REASONS
 from serving.table import error_of
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
@@ -43,8 +43,8 @@ class RpcClient:
         self._channel = grpc.insecure_channel(
             self.address,
             options=(
-                ("grpc.max_receive_message_length", MAX_MESSAGE),
-                ("grpc.max_send_message_length", MAX_MESSAGE),
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", MAX_REQUEST),
                 # The environment's proxy speaks HTTP/1.1.
                 ("grpc.enable_http_proxy", 0),
             ),

@@ -20,6 +20,10 @@ SPARE_THREADS = 16
 """Threads beside those that wait for answers: for health, models and refusals."""
 
 
+IDLE = 512
+"""Connections at least that may be open: clients keep theirs for the next request."""
+
+
 class RestDoor:
     """The REST door, open on a listening socket."""
 
@@ -31,7 +35,7 @@ class RestDoor:
             sockets=[listening],
             threads=requests + SPARE_THREADS,
             channel_request_lookahead=1,
-            connection_limit=4 * (requests + SPARE_THREADS),
+            connection_limit=max(IDLE, 4 * (requests + SPARE_THREADS)),
             max_request_body_size=16 * MAX_BODY,
             asyncore_use_poll=True,
             clear_untrusted_proxy_headers=True,

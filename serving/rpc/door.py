@@ -12,7 +12,7 @@ from appliance.errors import DeployError
 from serving.core import Core
 from serving.rpc.service import LanguageModel
 from serving.rpc.v1 import appliance_pb2_grpc as pb_grpc
-from serving.rpc.wire import MAX_MESSAGE, SERVICE
+from serving.rpc.wire import MAX_REQUEST, SERVICE
 
 SPARE_THREADS = 16
 """Threads beside those that wait for answers: for health, models and refusals."""
@@ -28,8 +28,8 @@ class RpcDoor:
             options=(
                 # With it, a second server could bind the same port and take half of the calls.
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", MAX_MESSAGE),
-                ("grpc.max_send_message_length", MAX_MESSAGE),
+                ("grpc.max_receive_message_length", MAX_REQUEST),
+                ("grpc.max_send_message_length", -1),
             ),
         )
         self._health = health.HealthServicer()

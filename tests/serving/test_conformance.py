@@ -21,6 +21,7 @@ from appliance.errors import (
     RequestCancelled,
     RequestError,
 )
+from serving.answer import Whole
 from serving.client import Chunk, Client, RestClient, RpcClient
 from serving.client.results import Options
 from serving.core import Answer, Core
@@ -294,6 +295,16 @@ def test_both_doors_give_text_as_it_is(opened: Bundle, text: str) -> None:
             chunks = list(ask(client, case, stream=True))
             assert texts(chunks, 1) == [(text, "stop")]
             assert not any("\ufffd" in chunk.text for chunk in chunks)
+
+
+def test_both_doors_give_long_answers_whole(
+    opened: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many choices with log-probabilities are longer than gRPC's usual 4 MiB."""
+    long = Whole("好" * (3 << 20), [], "stop")
+    monkeypatch.setattr(Answer, "gather", lambda self: [long])
+    with scripted_core(opened, "a") as core, both(core) as clients:
+        assert [ask(c, ("generate", "x", {})).text == long.text for c in clients] == [True, True]
 
 
 def test_both_doors_list_the_model(clients: tuple[Client, Client]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import socket
@@ -155,6 +156,15 @@ def test_health(http: httpx.Client) -> None:
     response = http.get("/health")
     assert response.status_code == 200
     assert response.json() == {**response.json(), "status": "ok", "model": "tiny", "slots": 2}
+
+
+def test_connections_that_wait_for_their_next_request_shut_no_one_out(opened: Bundle) -> None:
+    with scripted_core(opened, "a") as core, doors_over(core) as (rest, _):
+        address = ("127.0.0.1", httpx.URL(rest).port or 0)
+        with contextlib.ExitStack() as idle_ones:
+            for _ in range(300):
+                idle_ones.enter_context(socket.create_connection(address, timeout=10))
+            assert httpx.get(f"{rest}/health", timeout=10).status_code == 200
 
 
 CHAT = "/v1/chat/completions"

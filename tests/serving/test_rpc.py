@@ -17,7 +17,7 @@ from appliance.errors import DeployError
 from serving.rpc.door import RpcDoor
 from serving.rpc.v1 import appliance_pb2 as pb
 from serving.rpc.v1 import appliance_pb2_grpc as pb_grpc
-from serving.rpc.wire import ERROR_KEY, MAX_MESSAGE, SERVICE
+from serving.rpc.wire import ERROR_KEY, MAX_REQUEST, SERVICE
 from serving.server import Running
 from tests.serving.conftest import NEVER_ENDS, doors_over, idle, scripted_core, until
 
@@ -168,7 +168,7 @@ def test_an_error_in_a_stream_ends_it_with_its_status(opened: Bundle) -> None:
 
 def test_large_messages_are_refused(stub: pb_grpc.LanguageModelStub) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Generate(pb.GenerateRequest(text="x" * (MAX_MESSAGE + 1)), timeout=10)
+        stub.Generate(pb.GenerateRequest(text="x" * (MAX_REQUEST + 1)), timeout=10)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
