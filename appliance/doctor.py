@@ -13,6 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from rich.console import Console
+from rich.text import Text
+
 from appliance.home import home
 from appliance.machine import GIB, Machine, measure
 
@@ -22,6 +25,11 @@ MIN_MEMORY = 8 * GIB  # the quickstart's training holds about 5 GiB
 MIN_DISK = 10 * GIB  # the quickstart's artifacts take about 4 GiB
 IMPORT_DEADLINE = 180.0  # seconds; a cold disk takes half a minute
 
+SIGNS: dict[State, tuple[str, str]] = {
+    "ok": ("✓", "green"),
+    "note": ("!", "yellow"),
+    "missing": ("✗", "red"),
+}
 ENGINE_PROBES = {
     "fastdeploy": ["-c", "import fastdeploy; fastdeploy.RuntimeOption(); print('loads')"],
     "onnxruntime": [
@@ -39,6 +47,19 @@ class Finding:
     state: State
     found: str
     remedy: str = ""
+
+
+def report(console: Console, *, deep: bool = False) -> bool:
+    """Print a line a finding, and below it how to mend it; whether nothing is missing."""
+    complete = True
+    for finding in examine(deep=deep):
+        sign, colour = SIGNS[finding.state]
+        complete &= finding.state != "missing"
+        line = Text.assemble((sign, colour), f" {finding.subject}: {finding.found}")
+        console.print(line, soft_wrap=True)
+        if finding.remedy:
+            console.print(Text(f"    {finding.remedy}"), soft_wrap=True)
+    return complete
 
 
 def examine(*, deep: bool = False) -> Iterator[Finding]:

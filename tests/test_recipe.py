@@ -52,6 +52,11 @@ def change(recipe, changes):
     return copy
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return held.getsockname()[1]
+
+
 def load(folder, recipe, **options):
     path = folder / "recipe.yaml"
     text = recipe if isinstance(recipe, str) else yaml.safe_dump(recipe, sort_keys=False)
@@ -188,7 +193,7 @@ def test_a_port_that_another_program_holds_is_named_unless_it_is_ours(tmp_path):
         held.bind(("127.0.0.1", 0))
         held.listen()
         port = held.getsockname()[1]
-        recipe = change(FINE_TUNING, {"serve.rest_port": port})
+        recipe = change(FINE_TUNING, {"serve.rest_port": port, "serve.grpc_port": free_port()})
         found = faults(tmp_path, recipe, check_ports=True)
         assert f"serve.rest_port: port {port} is in use by another program" in found
         assert load(tmp_path, recipe, check_ports=True, our_ports={port}).serve.rest_port == port
@@ -253,7 +258,8 @@ def test_check_and_schema_from_the_command_line(tmp_path):
     assert done.returncode == 2
     assert "shipped recipe: pretrain-tiny, quickstart" in done.stderr
     good = tmp_path / "good.yaml"
-    good.write_text(yaml.safe_dump(PRETRAINING))
+    ports = {"serve.rest_port": free_port(), "serve.grpc_port": free_port()}
+    good.write_text(yaml.safe_dump(change(PRETRAINING, ports)))
     shown = CliRunner().invoke(app, ["recipe", "check", str(good)])
     assert shown.exit_code == 0, shown.output
     assert "400 pieces" in shown.output and "split 949,50,1" in shown.output

