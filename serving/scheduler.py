@@ -30,7 +30,7 @@ CLOSING_GRACE = 30.0  # seconds that the engine may take to end its last step
 
 OUTCOMES = ("stop", "length", "cancelled", "deadline", "failed", "refused")
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class Scheduler:
 
     def _fail(self, sequences: list[_Sequence], error: Exception) -> None:
         self._failures += 1
-        log.error("the engine failed %d requests", len(sequences), exc_info=error)
+        logger.error("the engine failed %d requests", len(sequences), exc_info=error)
         for sequence in sequences:
             self._end(
                 sequence,
@@ -259,7 +259,7 @@ class Scheduler:
                 self._engine.release(sequence.slot)
             except Exception as failure:
                 self._failures += 1
-                log.error("slot %d could not be released", sequence.slot, exc_info=failure)
+                logger.error("slot %d could not be released", sequence.slot, exc_info=failure)
         with self._lock:
             (self._running if sequence.slot >= 0 else self._waiting).remove(sequence)
             self._outcomes[outcome] += 1

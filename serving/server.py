@@ -28,10 +28,10 @@ DRAIN = 30.0
 FLUSH = 2.0
 """Seconds to write out what is generated already."""
 
-logger = logging.getLogger(__name__)
-
 LONGEST = 1024
 """Default context, in tokens, of bundles whose graph allows more."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

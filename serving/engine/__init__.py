@@ -35,13 +35,7 @@ def load_engine(
     cores. Raises BundleError where max_length exceeds the graph's, MachineError where the engine
     cannot run here; never takes another engine instead.
     """
-    if max_length > bundle.graph.max_length:
-        raise BundleError(
-            f"serve.max_length is {max_length}, the bundle's graph holds "
-            f"{bundle.graph.max_length} tokens",
-            hint=f"Set serve.max_length (--max-length) to at most {bundle.graph.max_length}.",
-        )
-    _check_memory(bundle.graph, slots, max_length)
+    _check_room(bundle.graph, slots, max_length)
     threads = threads or len(os.sched_getaffinity(0))
     # Each runtime is imported only where it is asked for: one of them may be missing.
     if engine == "onnxruntime":
@@ -68,8 +62,13 @@ def load_engine(
     )
 
 
-def _check_memory(graph: Graph, slots: int, max_length: int) -> None:
+def _check_room(graph: Graph, slots: int, max_length: int) -> None:
     """Refuse before the first long answer would: the caches grow to 2L·slots·KV·T·D float32."""
+    if max_length > graph.max_length:
+        raise BundleError(
+            f"serve.max_length is {max_length}, the bundle's graph holds {graph.max_length} tokens",
+            hint=f"Set serve.max_length (--max-length) to at most {graph.max_length}.",
+        )
     needed = 2 * graph.layers * slots * graph.kv_heads * max_length * graph.head_dim * 4
     free = psutil.virtual_memory().available
     if needed > free:

@@ -27,7 +27,7 @@ STEP_DEADLINE = 300.0  # seconds for one call
 CLOSE_DEADLINE = 10.0  # seconds to end
 ROOT = Path(__file__).resolve().parents[2]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ProcessEngine:
@@ -128,7 +128,9 @@ class ProcessEngine:
         raise RuntimeError(f"the engine did not answer within {deadline:g} seconds")
 
     def _restart(self) -> None:
-        log.warning("starting the engine's process again: it ended with %d", self._process.poll())
+        logger.warning(
+            "starting the engine's process again: it ended with %d", self._process.poll()
+        )
         self._connection.close()
         self._lost |= self._used
         self._used.clear()

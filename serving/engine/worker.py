@@ -22,7 +22,7 @@ from appliance.errors import ApplianceError
 from serving.engine.base import Logits
 from serving.engine.slots import SlotEngine
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _answer(connection: Connection[Any, Any], engine: SlotEngine, method: str, *
         connection.send(("refused", str(error)))
         return
     except Exception as error:
-        log.exception("%s failed", method)
+        logger.exception("%s failed", method)
         connection.send(("error", f"{type(error).__name__}: {error}"))
         return
     rows: Mapping[int, Logits] = result if isinstance(result, Mapping) else {}

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from appliance.errors import DeployError
+from appliance.errors import DeployError, EngineFailed
 from serving.client import RestClient, RpcClient
 from serving.server import Options, listen, resolve, running
 from tests.serving.conftest import NEVER_ENDS
@@ -94,7 +94,8 @@ def test_both_doors_of_a_process_answer(
     assert f"loading tiny into {engine}" in err
 
 
-def test_sigterm_lets_running_answers_end(long_bundle: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_answers_end(long_bundle: Path, number: signal.Signals) -> None:
     flags = (*FREE, "--engine", "onnxruntime", "--max-length", "4096")
     with server(long_bundle, *flags) as process:
         _, rest, rpc = addresses(process)
@@ -103,10 +104,45 @@ def test_sigterm_lets_running_answers_end(long_bundle: Path) -> None:
             streams = [one.generate_stream("a", **wanted), other.generate_stream("a", **wanted)]
             for stream in streams:
                 next(stream)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             usages = [list(stream)[-1].usage for stream in streams]
         assert [u.completion_tokens for u in usages if u] == [600, 600]
         assert process.wait(timeout=20) == 0
+
+
+def test_a_second_ctrl_c_ends_it_at_once(long_bundle: Path) -> None:
+    flags = (*FREE, "--engine", "onnxruntime", "--max-length", "4096")
+    with server(long_bundle, *flags) as process:
+        _, rest, _ = addresses(process)
+        with RestClient(rest) as client:
+            stream = client.generate_stream("a", max_completion_tokens=4000, logit_bias=NEVER_ENDS)
+            next(stream)
+            process.send_signal(signal.SIGINT)
+            assert process.stdout is not None
+            assert "Ctrl-C ends them at once" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=5) == -signal.SIGINT
+            with pytest.raises(EngineFailed, match="broke off"):
+                list(stream)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 11), reason="FastDeploy has wheels for Python 3.10")
+def test_an_engine_that_is_killed_fails_what_it_held_and_serves_the_next(long_bundle: Path) -> None:
+    wanted = {"max_completion_tokens": 4000, "logit_bias": NEVER_ENDS}
+    with server(long_bundle, *FREE, "--max-length", "4096", "--slots", "2") as process:
+        _, rest, rpc = addresses(process)
+        with RestClient(rest) as one, RpcClient(rpc) as other:
+            expected = one.chat(HELLO, temperature=0, max_completion_tokens=20).choices
+            streams = [one.generate_stream("a", **wanted), other.generate_stream("a", **wanted)]
+            for stream in streams:
+                next(stream)
+            (worker,) = psutil.Process(process.pid).children()
+            worker.kill()
+            for stream in streams:
+                with pytest.raises(EngineFailed, match="ended with exit code -9"):
+                    list(stream)
+            assert other.chat(HELLO, temperature=0, max_completion_tokens=20).choices == expected
+            assert one.ready() and other.ready()
 
 
 def test_sigterm_has_a_deadline(long_bundle: Path) -> None:
