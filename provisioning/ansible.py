@@ -20,7 +20,7 @@ from provisioning.targets import FOLDER, Target, tool
 
 SSH = (
     "-o ControlMaster=auto -o ControlPersist=60s -o ConnectTimeout=10 "
-    "-o ServerAliveInterval=5 -o ServerAliveCountMax=6"
+    "-o ServerAliveInterval=5 -o ServerAliveCountMax=6 -o BatchMode=yes"
 )
 # ssh says this of every connection with a terminal.
 NOISE = re.compile(r"Shared connection to \S+ closed\.")
@@ -93,6 +93,8 @@ def play(
         "ANSIBLE_SSH_ARGS": SSH,
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder / "cp"),
         "ANSIBLE_SSH_RETRIES": "2",
+        # ansible-runner turns this off where it is not set.
+        "ANSIBLE_HOST_KEY_CHECKING": "true",
         "ANSIBLE_PIPELINING": "true",
         "ANSIBLE_TASK_TIMEOUT": str(limits.task),
         "ANSIBLE_FORKS": str(min(32, max(5, len(targets)))),

@@ -244,6 +244,12 @@ def test_ssh_cut(lab: Lab, ready: Host, provision: FromMirror) -> None:
     heals(provision([ready]), ready)
 
 
+def test_a_run_past_its_deadline_is_ended(ready: Host, provision: FromMirror) -> None:
+    done = provision([ready], "--deadline", "0.15", nvidia_driver_version=OLD)
+    verdict(done, ready, "failed", "deadline", "run again to go on")
+    heals(provision([ready]), ready)
+
+
 def test_interrupted_and_run_again(ready: Host, provision: FromMirror) -> None:
     process = provision.start([ready], nvidia_driver_version=OLD)
     wait_for(ready, f"grep -q {OLD} /etc/apt/preferences.d/appliance-nvidia")
