@@ -103,6 +103,8 @@ def download(
 
 def sign(folder: Path, scratch: Path) -> str:
     """Make `folder` a package source, signed by a throw-away key; returns the public key."""
+    for old in ("Packages", "Release", "InRelease"):
+        (folder / old).unlink(missing_ok=True)
     index = run(["sh", "-c", 'cd "$1" && apt-ftparchive packages .', "sh", str(folder)], 600)
     (folder / "Packages").write_text(index)
     options = ["-o", "APT::FTPArchive::Release::Origin=llm-appliance"]

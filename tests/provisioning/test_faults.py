@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.provisioning.conftest import Command, Provisioned
+from appliance.files import fingerprint, read_json, sha256, write_json
+from provisioning import debs
+from tests.provisioning.conftest import Command, Provisioned, Vendor
 from tests.provisioning.hosts import Host, Lab, Settings
 from tests.provisioning.hosts.lab import GATEWAY
 from tests.provisioning.hosts.mirror import Mirror
@@ -24,11 +26,21 @@ SXM = Settings(cards=8, card_id="20b2", switches=6)
 
 
 @pytest.fixture(scope="module")
-def folder(gpu_bundle: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle unpacked, to be served as a mirror."""
+def folder(
+    gpu_bundle: tuple[Path, str], vendor: Vendor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The bundle unpacked, to be served as a mirror; with an older driver in it too."""
     path = tmp_path_factory.mktemp("mirror")
     with tarfile.open(gpu_bundle[0]) as tar:
         tar.extractall(path, filter="data")
+    for older in (vendor.folder / "nvidia").glob(f"*_{OLD}-1_*.deb"):
+        shutil.copy(older, path / "debs")
+    (path / "keys/bundle.asc").write_text(debs.sign(path / "debs", path / "gpg"))
+    manifest = read_json(path / "manifest.json")
+    manifest["files"]["keys/bundle.asc"] = sha256(path / "keys/bundle.asc")
+    del manifest["seal"]
+    manifest["seal"] = fingerprint(manifest)
+    write_json(path / "manifest.json", manifest)
     return path
 
 
