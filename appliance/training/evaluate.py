@@ -54,10 +54,15 @@ def evaluate(stage: Stage) -> None:
 
 
 def read_examples(path: Path, count: int) -> list[dict[str, Any]]:
-    """The first `count` held-out examples."""
+    """The first `count` held-out examples that ask different questions."""
+    found: dict[str, dict[str, Any]] = {}
     with path.open(encoding="utf-8") as stream:
-        lines = [line for line, _ in zip(stream, range(count), strict=False)]
-    return [json.loads(line) for line in lines]
+        for line in stream:
+            if len(found) == count:
+                break
+            example = json.loads(line)
+            found.setdefault(question(example), example)
+    return list(found.values())
 
 
 def make_exam(stage: Stage, examples: list[dict[str, Any]]) -> Exam:

@@ -64,9 +64,14 @@ def verify(stage: Stage) -> None:
 
 
 def choose_examples(path: Path) -> list[dict[str, Any]]:
-    """The first held-out rows that were not cut: what training saw is all there is of them."""
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    chosen = [row for row in rows if not row.get("truncated")][:PROMPTS]
+    """The first held-out rows that ask different things and were not cut: what training saw is all
+    there is of them."""
+    chosen: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as stream:
+        for row in map(json.loads, stream):
+            asked = [question(other) for other in chosen]
+            if not row.get("truncated") and question(row) not in asked and len(chosen) < PROMPTS:
+                chosen.append(row)
     if not chosen:
         raise StageError(
             "no held-out row fits into data.max_length, so nothing can be compared",

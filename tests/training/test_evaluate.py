@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from appliance.files import read_json
 from appliance.jobs.artifacts import Stage, read_manifest
+from appliance.training.evaluate import read_examples
 from appliance.training.log import read_log
 from tests.training import stages
 from tests.training.numpy_loss import numpy_loss
@@ -66,3 +68,14 @@ def test_a_model_from_scratch_has_no_before(home: Path, pretrained: Stage) -> No
     assert answer["before"] is None and answer["after"]
     assert answer["question"] == "My printer does not print. Is "
     assert answer["reference"].startswith("it plugged in")
+
+
+def test_a_question_that_is_held_out_twice_is_asked_once(tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in (("Who?", "I."), ("Who?", "You."), ("Why?", "So."), ("When?", "Now."))
+    ]
+    path = tmp_path / "examples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_examples(path, 2)
+    assert [row["messages"][0]["content"] for row in found] == ["Who?", "Why?"]
