@@ -299,6 +299,14 @@ def test_held_package(ready: Host, provision: FromMirror) -> None:
     heals(provision([ready]), ready)
 
 
+def test_a_slow_board_does_not_pass_burn_in(ready: Host, provision: FromMirror) -> None:
+    ready.root("touch /var/lib/fakegpu/slow")
+    done = provision([ready])
+    verdict(done, ready, "failed", "all_reduce reaches 11.74 GB/s", "should give 200", "ACS")
+    ready.root("rm /var/lib/fakegpu/slow")
+    heals(provision([ready]), ready)
+
+
 def test_disk_full(ready: Host, provision: FromMirror) -> None:
     ready.stop()
     ready.start(small_disk="/opt/appliance:20m")

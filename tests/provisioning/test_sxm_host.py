@@ -70,7 +70,7 @@ def test_paddles_unversioned_libraries_open_through_one_folder(
 def test_burn_in_measured_the_cards(first: Provisioned) -> None:
     seen = first.host("sxm")
     assert len(seen["figures"]["cards"]) == 8
-    assert seen["figures"]["busbw_gbps"] >= 200
+    assert seen["figures"]["busbw_gbps"] == 234.88  # the stand-in's 2 ms for 256 MiB, 2 * 7/8
     checks = {f["check"]: f["ok"] for f in seen["findings"] if f["part"] == "burnin"}
     assert checks["dcgmi diag"] and checks["paddle run_check"] and checks["NVLink"]
 
