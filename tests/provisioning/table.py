@@ -30,25 +30,19 @@ def cases(paths: list[Path]) -> Iterator[tuple[str, str, str, float]]:
             yield module, case.get("name", ""), outcome, float(case.get("time", 0))
 
 
-def spoken(name: str) -> str:
-    """A test's name as words."""
-    name, _, parameters = name.removeprefix("test_").partition("[")
-    words = name.replace("_", " ")
-    return f"{words} ({parameters.rstrip(']')})" if parameters else words
-
-
 def table(found: list[tuple[str, str, str, float]], modules: tuple[str, ...]) -> str:
-    """The lines of one table; a module of many small tests is one line."""
+    """The lines of one table; the cases of one test are one line, and many small tests too."""
     lines = ["| shown | outcome | seconds |", "|---|---|---|"]
     for module in modules:
-        rows = [row for row in found if row[0] == module]
+        rows = [(name.partition("[")[0], *rest) for m, name, *rest in found if m == module]
         if len(rows) > 25:
-            outcomes = {row[2] for row in rows}
-            held = "held" if outcomes == {"held"} else ", ".join(sorted(outcomes))
-            total = sum(row[3] for row in rows)
-            lines.append(f"| {len(rows)} tests of {module}.py | {held} | {total:.1f} |")
-            continue
-        lines += [f"| {spoken(n)} | {outcome} | {s:.0f} |" for _, n, outcome, s in rows]
+            rows = [(module, *rest) for _, *rest in rows]
+        for name in dict.fromkeys(name for name, *_ in rows):
+            cases = [(outcome, seconds) for n, outcome, seconds in rows if n == name]
+            outcomes = ", ".join(sorted({outcome for outcome, _ in cases}))
+            words = name.removeprefix("test_").replace("_", " ")
+            many = f" ({len(cases)} cases)" if len(cases) > 1 else ""
+            lines.append(f"| {words}{many} | {outcomes} | {sum(s for _, s in cases):.0f} |")
     return "\n".join(lines)
 
 
@@ -59,9 +53,9 @@ def main(paths: list[Path]) -> None:
     for name, modules in TABLES.items():
         if not any(module in modules for module, *_ in found):
             continue
-        mark = rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)"
+        mark = rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)"
         lines = table(found, modules)
-        text = re.sub(mark, lambda m, new=lines: f"{m[1]}{new}{m[2]}", text, flags=re.DOTALL)
+        text = re.sub(mark, lambda m, new=lines: f"{m[1]}{new}\n{m[2]}", text, flags=re.DOTALL)
     PAGE.write_text(text, encoding="utf-8")
 
 
