@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.bundle.config import ModelConfig
+from appliance.bundle.tokenizer import Tokenizer
 from appliance.bundle.weights import Weights
 from appliance.errors import ModelError, StageError
 from appliance.files import write_json
@@ -55,7 +56,7 @@ def export_graph(
     _save_onnx(graph, config, folder)
     del graph
     say(3, len(PHASES))
-    facts = _describe(config, length) | {"parity": _parity(config, weights, folder)}
+    facts = _describe(config, length) | {"parity": _parity(model, config, weights, folder)}
     write_json(target / "graph.json", facts)
     say(4, len(PHASES))
     return facts
@@ -161,8 +162,8 @@ def _captured(path: Path) -> Iterator[Path]:
                 os.close(number)
 
 
-def _parity(config: ModelConfig, weights: Weights, folder: Path) -> dict[str, float]:
-    from appliance.bundle.parity import check_parity, onnx_step, paddle_step
+def _parity(model: Path, config: ModelConfig, weights: Weights, folder: Path) -> dict[str, float]:
+    from appliance.bundle.parity import check_parity, onnx_step, paddle_step, text_ids
 
     return check_parity(
         config,
@@ -173,4 +174,5 @@ def _parity(config: ModelConfig, weights: Weights, folder: Path) -> dict[str, fl
                 folder / "inference.pdmodel", folder / "inference.pdiparams"
             ),
         },
+        text_ids(Tokenizer.load(model)),
     )
