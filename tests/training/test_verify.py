@@ -12,7 +12,14 @@ from safetensors.numpy import load_file, save_file
 from appliance.bundle.read import open_bundle
 from appliance.files import read_json, write_json
 from appliance.training.proof import logits_link, rendering_link
-from tests.pipeline import changed_copy, run_pipeline, run_program, tiny_recipe, write_dialogues
+from tests.pipeline import (
+    changed_copy,
+    run_pipeline,
+    run_program,
+    scratch_recipe,
+    tiny_recipe,
+    write_dialogues,
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,18 @@ def test_a_true_bundle_is_proven_and_sealed(stages):
     assert len(differences) == 4
     assert 0 < max(differences) < 1e-3
     assert bundle.name == "tiny"
+
+
+def test_a_model_from_scratch_is_proven_like_any_other(tmp_path):
+    stages = run_pipeline(scratch_recipe(), tmp_path)
+    bundle = open_bundle(stages["verify"].final)
+    proof = bundle.manifest["proof"]
+    assert proof["passed"]
+    assert proof["prompts"] == 4
+    assert bundle.tokenizer.chat_template is None
+    report = read_json(stages["evaluate"].final / "report.json")
+    assert report["loss_before"] is None
+    assert len(report["answers"]) == 2
 
 
 def test_training_changed_the_model(stages):
