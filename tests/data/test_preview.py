@@ -75,7 +75,7 @@ print("paddle" in sys.modules, "gguf" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False False\n"), done.stderr
-    assert "243 to train on, 27 held out." in done.stdout
+    assert "121 to train on, 13 held out." in done.stdout
     assert "word for word: 1,040." in done.stdout
 
 
