@@ -52,6 +52,7 @@ class Event:
         """What the task says about its failure."""
         result = self.result
         parts = [str(result.get(key) or "").strip() for key in ("msg", "stderr", "module_stderr")]
+        parts.append(str((result.get("extract_results") or {}).get("err") or "").strip())
         if not any(parts[1:]):
             parts.append(str(result.get("stdout") or "").strip())
         for item in result.get("results") or []:
