@@ -28,7 +28,18 @@ provision_app = typer.Typer(
 )
 
 
-@provision_app.command("run")
+@provision_app.command(
+    "run",
+    epilog="\n\n".join(
+        [
+            "Examples:",
+            "  appliance provision ops@10.0.0.5 --profile a100-80g-x8",
+            "  appliance provision inventory.yaml --check",
+            "  appliance provision --bundle out.tar --profile cpu",
+            "  appliance provision inventory.yaml --from-bundle out.tar --yes",
+        ]
+    ),
+)
 def run(
     target: Annotated[
         str | None, typer.Argument(metavar="TARGET", help="USER@HOST, or a YAML inventory.")
