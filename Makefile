@@ -11,7 +11,13 @@ help:
 	@echo "make protos     generate serving/rpc/v1 from protos/"
 
 demo: setup
-	.venv/bin/appliance up appliance/recipes/quickstart.yaml
+	@recipe=appliance/recipes/quickstart.yaml; \
+	if ! .venv/bin/python -c 'import importlib.metadata as m; m.version("fastdeploy-python")' 2>/dev/null; then \
+		echo "demo: FastDeploy has no wheel for this Python: serving with engine: onnxruntime instead."; \
+		sed 's/engine: fastdeploy/engine: onnxruntime/' $$recipe > .venv/quickstart.yaml; \
+		recipe=.venv/quickstart.yaml; \
+	fi; \
+	echo ".venv/bin/appliance up $$recipe"; .venv/bin/appliance up $$recipe
 
 setup:
 	@scripts/setup run
