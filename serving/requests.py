@@ -7,6 +7,7 @@ answers to (`NEUTRAL`) pass with the value that asks for nothing, and are refuse
 from __future__ import annotations
 
 import difflib
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -185,9 +186,9 @@ class SamplingFields(Shape):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    @abstractmethod
     def wanted_logprobs(self) -> int | None:
         """Alternatives to give with each token's log-probability; None: no log-probabilities."""
-        raise NotImplementedError
 
     @property
     def include_usage(self) -> bool:
