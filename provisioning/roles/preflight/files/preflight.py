@@ -60,96 +60,75 @@ def look(root):
             "installed": driver_installed(),
             "loaded": loaded_version(read(root / "proc/driver/nvidia/version")),
         },
-        "fabricmanager": installed("nvidia-fabricmanager") or installed("nvidia-fabricmanager-580"),
+        "fabricmanager": installed("nvidia-fabricmanager"),
         "nouveau": "nouveau" in run("lsmod").split(),
         "train": link_name(root / "opt/appliance/train"),
+        "fastdeploy2": link_name(root / "opt/appliance/fastdeploy2"),
         "release": link_name(root / "opt/appliance/release"),
     }
 
 
 def judge(facts, wants):
     """The findings, a list of objects: check, ok, level, message (with the remedy)."""
-    findings = [
-        *judge_system(facts, wants),
-        *judge_resources(facts, wants),
-        *judge_packages(facts, wants),
-    ]
-    if wants["cards"]:
-        findings += judge_cards(facts, wants)
-    elif facts["cards"]:
-        finding(
-            findings,
-            "cards",
-            False,
-            f"{len(facts['cards'])} NVIDIA cards are here, but the profile "
-            "has none: they will lie idle. Choose a profile with cards to use them.",
-            level="warn",
-        )
-    return findings
+    judges = [judge_system, judge_resources, judge_packages]
+    judges += [judge_cards, judge_driver, judge_traffic] if wants["cards"] else [judge_idle_cards]
+    return [finding for judged in judges for finding in judged(facts, wants)]
 
 
-def finding(findings, check, ok, message, level="stop"):
-    """Add one; the message is for the case that it is not ok."""
-    findings.append(
-        {"check": check, "ok": bool(ok), "level": level, "message": "" if ok else message}
-    )
+def stop(check, ok, message):
+    """A finding that refuses the host; the message is for the case that it is not ok."""
+    return {"check": check, "ok": bool(ok), "level": "stop", "message": "" if ok else message}
+
+
+def warn(check, ok, message):
+    """A finding that is only shown."""
+    return {**stop(check, ok, message), "level": "warn"}
 
 
 def judge_system(facts, wants):
     """Operating system, architecture and clock."""
-    findings = []
     name = facts["os"]
-    finding(
-        findings,
+    yield stop(
         "system",
         name in wants["systems"],
         f"the system is {name}; the roles know {' and '.join(wants['systems'])}. Reinstall it.",
     )
     made_for = wants["bundle_system"] or name
-    finding(
-        findings,
+    yield stop(
         "bundle",
         name == made_for,
         f"the bundle was made for {made_for}, the host is {name}. Make one on a machine like it.",
     )
-    finding(
-        findings,
+    yield stop(
         "architecture",
         facts["architecture"] == "x86_64",
         f"the architecture is {facts['architecture']}; the wheels are for x86_64.",
     )
     off = abs(facts["clock"] - wants["now"])
-    finding(
-        findings,
+    yield stop(
         "clock",
         off <= wants["clock_seconds"],
         f"the clock is {off:.0f} s off: signatures would be refused. Set it (timedatectl), "
         "then run again.",
     )
-    finding(
-        findings,
+    yield warn(
         "time sync",
         facts["synchronized"] == "yes",
         "the clock is not synchronized; chrony will be set up. Name a reachable time server in "
         "base_ntp_servers if it stays so.",
-        level="warn",
     )
-    return findings
 
 
 def judge_resources(facts, wants):
     """Disk, memory, ports."""
-    findings = []
     for name, free in facts["disk_gib"].items():
-        finding(
-            findings,
+        yield stop(
             f"disk /{name}",
             free >= wants["disk_gib"],
             f"/{name} has {free:.1f} GiB free, {wants['disk_gib']} are needed. Make room, or put "
             "it on a larger disk.",
         )
-    finding(
-        findings,
+    yield stop(
         "memory",
         facts["memory_gib"] >= wants["memory_gib"],
         f"the host has {facts['memory_gib']:.1f} GiB of memory, the profile asks for "
@@ -157,53 +136,54 @@ def judge_resources(facts, wants):
     )
     for port, owner in sorted(facts["ports"].items()):
         if int(port) in wants["ports"]:
-            finding(
-                findings,
+            yield stop(
                 f"port {port}",
                 owner.startswith(OURS),
                 f"port {port} is taken by {owner}. Stop that service, or change the port "
                 "(appliance_rest_port, appliance_grpc_port).",
             )
-    return findings
 
 
 def judge_packages(facts, wants):
     """What apt and earlier installers left."""
-    findings = []
     ours = wants["managed"] if facts["pinned"] else []
     foreign = [p for p in facts["held"] if is_driver(p) and p not in ours]
-    finding(
-        findings,
+    yield stop(
         "held packages",
         not foreign,
         f"held by someone else: {', '.join(foreign)}. Release them: apt-mark unhold "
         f"{' '.join(foreign)}",
     )
-    finding(
-        findings,
+    yield warn(
         "package state",
         not facts["unfinished"],
         "dpkg was interrupted; it will be completed first (dpkg --configure -a).",
-        level="warn",
     )
     if wants["cards"]:
-        finding(
-            findings,
+        yield stop(
             "earlier .run driver",
             not facts["run_driver"],
             f"a driver came from a .run file ({facts['run_driver']}), which packages would "
             "mix with. Remove it: nvidia-uninstall --silent",
         )
-    return findings
+
+
+def judge_idle_cards(facts, wants):
+    """Cards under a profile without."""
+    if facts["cards"]:
+        yield warn(
+            "cards",
+            False,
+            f"{len(facts['cards'])} NVIDIA cards are here, but the profile "
+            "has none: they will lie idle. Choose a profile with cards to use them.",
+        )
 
 
 def judge_cards(facts, wants):
-    """Cards, switches, and what stands between them and their driver."""
-    findings = []
+    """Whether cards and switches are those of the profile."""
     right = [card for card in facts["cards"] if card["id"] in wants["card_ids"]]
     wrong = sorted({card["id"] for card in facts["cards"]} - set(wants["card_ids"]))
-    finding(
-        findings,
+    yield stop(
         "cards",
         len(right) == wants["cards"] and not wrong,
         f"the PCI bus shows {len(right)} cards of 10de:{'/'.join(wants['card_ids'])}"
@@ -211,26 +191,27 @@ def judge_cards(facts, wants):
         + f", the profile has {wants['cards']}. Choose the profile that fits, or have the missing "
         "cards reseated.",
     )
-    finding(
-        findings,
+    yield stop(
         "NVSwitch",
         len(facts["switches"]) == wants["switches"],
         f"the PCI bus shows {len(facts['switches'])} NVSwitches, the profile has "
         f"{wants['switches']}. Choose the profile that fits the board.",
     )
-    finding(
-        findings,
+
+
+def judge_driver(facts, wants):
+    """What keeps the driver's module from being built and loaded."""
+    level = warn if wants.get("secure_boot_enrolled") else stop
+    yield level(
         "Secure Boot",
         not facts["secure_boot"],
         "Secure Boot is on: the kernel would refuse the driver's module. Turn it off in the "
         "firmware, or enrol DKMS's key (mokutil --import /var/lib/dkms/mok.pub) and set "
         "preflight_secure_boot_enrolled: true.",
-        level="warn" if wants.get("secure_boot_enrolled") else "stop",
     )
     package = f"linux-headers-{facts['kernel']}"
     found = package in wants["debs"] or (facts["headers"] and not wants["offline"])
-    finding(
-        findings,
+    yield stop(
         "kernel headers",
         found or bool(installed(package)),
         f"{package} is neither installed nor in the "
@@ -238,23 +219,22 @@ def judge_cards(facts, wants):
         "Boot a kernel whose headers are at hand"
         + (f", or make the bundle with --package {package}." if wants["offline"] else "."),
     )
+
+
+def judge_traffic(facts, wants):
+    """What slows traffic between cards."""
     translating = [w for w in facts["cmdline"] if w in ("intel_iommu=on", "amd_iommu=on")]
-    finding(
-        findings,
+    yield warn(
         "IOMMU",
         not translating or "iommu=pt" in facts["cmdline"],
         f"{' '.join(translating)} without iommu=pt slows traffic between cards; it will be set.",
-        level="warn",
     )
-    finding(
-        findings,
+    yield warn(
         "ACS",
         not facts["acs"],
         f"PCIe access control is on at {', '.join(facts['acs'][:4])}: traffic between cards goes "
         "through the root and NCCL may hang. Turn ACS off in the firmware.",
-        level="warn",
     )
-    return findings
 
 
 def is_driver(package):
@@ -262,12 +242,17 @@ def is_driver(package):
     return bool(re.match(r"(lib)?(nvidia|nvsdm)|cuda-drivers|datacenter-gpu-manager", package))
 
 
+def read_bytes(path):
+    """A file's bytes; none where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
 def read(path):
     """A file's text; empty where it cannot be read."""
-    try:
-        return Path(path).read_text(errors="replace")
-    except OSError:
-        return ""
+    return read_bytes(path).decode(errors="replace")
 
 
 def run(*command):
@@ -287,20 +272,17 @@ def read_os(text):
 
 def pci_devices(root, classes):
     """NVIDIA's PCI devices of some classes: slot, id, link width and the most it could be."""
-    found = []
-    for folder in sorted((root / "sys/bus/pci/devices").glob("*")):
-        if read(folder / "vendor").strip() != NVIDIA:
-            continue
-        if read(folder / "class").strip()[:6] in classes:
-            found.append(
-                {
-                    "slot": folder.name,
-                    "id": read(folder / "device").strip()[2:],
-                    "width": read(folder / "current_link_width").strip(),
-                    "max_width": read(folder / "max_link_width").strip(),
-                }
-            )
-    return found
+    return [
+        {
+            "slot": folder.name,
+            "id": read(folder / "device").strip()[2:],
+            "width": read(folder / "current_link_width").strip(),
+            "max_width": read(folder / "max_link_width").strip(),
+        }
+        for folder in sorted((root / "sys/bus/pci/devices").glob("*"))
+        if read(folder / "vendor").strip() == NVIDIA
+        and read(folder / "class").strip()[:6] in classes
+    ]
 
 
 def acs_bridges(root):
@@ -310,14 +292,6 @@ def acs_bridges(root):
         for folder in sorted((root / "sys/bus/pci/devices").glob("*"))
         if read(folder / "class").startswith("0x0604") and acs_on(read_bytes(folder / "config"))
     ]
-
-
-def read_bytes(path):
-    """A file's bytes; none where it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""
 
 
 def acs_on(config):
@@ -383,7 +357,7 @@ def installed(package):
 
 def driver_installed():
     """The version of the driver packages, of either family."""
-    names = ("nvidia-driver-cuda", "nvidia-utils-580-server")
+    names = ("nvidia-driver-cuda", "nvidia-utils-580")
     return next((version for version in map(installed, names) if version), "")
 
 
