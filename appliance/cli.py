@@ -10,6 +10,7 @@ import typer
 
 from appliance.errors import ApplianceError, Interrupted
 from appliance.provision_cli import provision_app
+from appliance.serve_cli import chat, serve
 from appliance.version import __version__
 
 app = typer.Typer(
@@ -235,128 +236,19 @@ def down(
     typer.echo(deploy.down(Store(), name))
 
 
-@app.command(
+app.command(
     epilog=examples(
         "appliance serve quickstart --rest-port 9000",
         "appliance serve ./bundle --engine onnxruntime --slots 8",
     )
-)
-def serve(
-    bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or its name at home.")
-    ],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")
-    ] = "127.0.0.1",
-    rest_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of REST; 0: any free one.")
-    ] = 8000,
-    grpc_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of gRPC; 0: any free one.")
-    ] = 8001,
-    engine: Annotated[str, typer.Option(help="fastdeploy or onnxruntime.")] = "fastdeploy",
-    backend: Annotated[
-        str, typer.Option(help="Inside FastDeploy: onnxruntime, paddle or openvino.")
-    ] = "onnxruntime",
-    slots: Annotated[int, typer.Option(min=1, help="Sequences generated at once.")] = 4,
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=16, help="Longest prompt and answer, in tokens. Default: at most 1024."),
-    ] = None,
-    max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = 64,
-    request_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds after which a request is ended.")
-    ] = 300.0,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the engine. Default: all cores.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The model's name. Default: the bundle's.")
-    ] = None,
-) -> None:
-    """Serve a bundle over REST and gRPC, here, until Ctrl-C."""
-    from appliance.home import home
-    from serving.server import Options, log_to_stderr
-    from serving.server import serve as run
-
-    folder = Path(bundle) if Path(bundle).exists() else home() / "bundles" / bundle
-    log_to_stderr()
-    run(
-        Options(
-            bundle=folder,
-            host=host,
-            rest_port=rest_port,
-            grpc_port=grpc_port,
-            engine=engine,
-            backend=backend,
-            slots=slots,
-            max_length=max_length,
-            max_queue=max_queue,
-            request_timeout=request_timeout,
-            threads=threads,
-            name=name,
-        )
-    )
-
-
-@app.command(
+)(serve)
+app.command(
     epilog=examples(
         "appliance chat",
         'appliance chat --grpc -m "My printer does not print."',
         "appliance chat http://127.0.0.1:9000 --temperature 0",
     )
-)
-def chat(
-    address: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="ADDRESS",
-            help="An address or a deployment's name. Default: the running deployment, "
-            "else http://127.0.0.1:8000, or 127.0.0.1:8001 for gRPC.",
-        ),
-    ] = None,
-    grpc: Annotated[bool, typer.Option("--grpc", help="Talk over gRPC.")] = False,
-    message: Annotated[
-        str | None, typer.Option("-m", "--message", help="Say this, print the answer, leave.")
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model. Default: the served one.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer, in tokens.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 (always the likeliest) to 2. Default: 1.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
-) -> None:
-    """Talk to a served model. /help in it lists its commands."""
-    from appliance.jobs.address import address_of
-    from appliance.jobs.words import clean
-    from serving.client import chat as terminal
-    from serving.client.results import Options
-
-    options = Options()
-    if model is not None:
-        options["model"] = model
-    if max_tokens is not None:
-        options["max_completion_tokens"] = max_tokens
-    if temperature is not None:
-        options["temperature"] = temperature
-    if seed is not None:
-        options["seed"] = seed
-
-    at_terminal = sys.stdout.isatty()
-
-    def write(text: str) -> None:
-        sys.stdout.write(clean(text) if at_terminal else text)
-        sys.stdout.flush()
-
-    with terminal.connect(address_of(address, grpc=grpc), grpc=grpc) as client:
-        conversation = terminal.Conversation(client, options, system)
-        if message is not None:
-            terminal.once(conversation, message, write)
-        else:
-            terminal.converse(conversation, model or client.models()[0].id, write)
+)(chat)
 
 
 def main() -> None:

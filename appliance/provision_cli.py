@@ -28,6 +28,46 @@ provision_app = typer.Typer(
 )
 
 
+Where = Annotated[
+    str | None, typer.Argument(metavar="TARGET", help="USER@HOST, or a YAML inventory.")
+]
+Profile = Annotated[
+    str | None, typer.Option(help="What the hosts are: a100-80g-x8, a100-40g-x4 or cpu.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before changing.")]
+Check = Annotated[bool, typer.Option("--check", help="Show what would change, only.")]
+FromBundle = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Take all packages from this bundle.")
+]
+Mirror = Annotated[
+    str | None, typer.Option(metavar="URL", help="Take them from a bundle served over HTTP.")
+]
+MakeBundle = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Make the offline bundle of --profile.")
+]
+AptSources = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="With --bundle: apt sources to use.")
+]
+Packages = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="With --bundle: a further package.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A role's variable.")
+]
+Limit = Annotated[
+    list[str] | None, typer.Option(metavar="HOST", help="Only this host of the inventory.")
+]
+Reboot = Annotated[bool, typer.Option(help="Reboot where a new driver needs it.")]
+Rollback = Annotated[
+    bool, typer.Option("--rollback", help="Go back to the pins before the last change.")
+]
+AskPassword = Annotated[
+    bool, typer.Option("--ask-sudo-password", "-K", help="Ask for the hosts' sudo password.")
+]
+PasswordFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Read it from a file.")]
+Deadline = Annotated[float, typer.Option(metavar="MINUTES", help="For the whole run.")]
+
+
 @provision_app.command(
     "run",
     epilog="\n\n".join(
@@ -41,68 +81,31 @@ provision_app = typer.Typer(
     ),
 )
 def run(
-    target: Annotated[
-        str | None, typer.Argument(metavar="TARGET", help="USER@HOST, or a YAML inventory.")
-    ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="What the hosts are: a100-80g-x8, a100-40g-x4 or cpu.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before changing.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Show what would change, only.")] = False,
-    from_bundle: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Take all packages from this bundle.")
-    ] = None,
-    mirror: Annotated[
-        str | None, typer.Option(metavar="URL", help="Take them from a bundle served over HTTP.")
-    ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Make the offline bundle of --profile.")
-    ] = None,
-    apt_sources: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --bundle: apt sources to use.")
-    ] = None,
-    package: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="With --bundle: a further package.")
-    ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A role's variable.")
-    ] = None,
-    limit: Annotated[
-        list[str] | None, typer.Option(metavar="HOST", help="Only this host of the inventory.")
-    ] = None,
-    reboot: Annotated[bool, typer.Option(help="Reboot where a new driver needs it.")] = True,
-    rollback: Annotated[
-        bool, typer.Option("--rollback", help="Go back to the pins before the last change.")
-    ] = False,
-    ask_sudo_password: Annotated[
-        bool, typer.Option("--ask-sudo-password", "-K", help="Ask for the hosts' sudo password.")
-    ] = False,
-    sudo_password_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read it from a file.")
-    ] = None,
-    deadline: Annotated[float, typer.Option(metavar="MINUTES", help="For the whole run.")] = 240.0,
+    target: Where = None,
+    profile: Profile = None,
+    yes: Yes = False,
+    check: Check = False,
+    from_bundle: FromBundle = None,
+    mirror: Mirror = None,
+    bundle: MakeBundle = None,
+    apt_sources: AptSources = None,
+    package: Packages = None,
+    setting: Settings = None,
+    limit: Limit = None,
+    reboot: Reboot = True,
+    rollback: Rollback = False,
+    ask_sudo_password: AskPassword = False,
+    sudo_password_file: PasswordFile = None,
+    deadline: Deadline = 240.0,
 ) -> None:
     """Provision hosts: preflight, plan, confirm, converge, one reboot at most, burn-in, report."""
-    from rich.console import Console
-
-    console = Console(stderr=False)
     if bundle:
-        from provisioning.bundle import describe, make_bundle
-
-        if not profile:
-            raise UserError("--bundle needs --profile", hint="a100-80g-x8, a100-40g-x4 or cpu")
-        manifest = make_bundle(
-            bundle,
-            profile,
-            settings=setting or [],
-            sources=apt_sources,
-            packages=package or [],
-            say=lambda words: console.print(f"bundle: {words}", highlight=False),
-        )
-        console.print(describe(manifest), highlight=False)
+        make_bundle(bundle, profile, setting or [], apt_sources, package or [])
         return
     if not target:
         raise UserError("no target", hint="appliance provision USER@HOST, or an inventory's path")
+    from rich.console import Console
+
     from provisioning.command import Options, provision
 
     options = Options(
@@ -119,8 +122,34 @@ def run(
         ask_sudo_password=ask_sudo_password,
         deadline=deadline,
     )
-    if code := provision(target, options, console):
+    if code := provision(target, options, Console()):
         raise typer.Exit(code)
+
+
+def make_bundle(
+    path: Path,
+    profile: str | None,
+    settings: list[str],
+    sources: Path | None,
+    packages: list[str],
+) -> None:
+    """Make the offline bundle of a profile and say what is in it. Raises UserError without one."""
+    from rich.console import Console
+
+    from provisioning import bundle
+
+    if not profile:
+        raise UserError("--bundle needs --profile", hint="a100-80g-x8, a100-40g-x4 or cpu")
+    console = Console(highlight=False)
+    manifest = bundle.make_bundle(
+        path,
+        profile,
+        settings=settings,
+        sources=sources,
+        packages=packages,
+        say=lambda words: console.print(f"bundle: {words}"),
+    )
+    console.print(bundle.describe(manifest))
 
 
 @provision_app.command("history")

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     },
     "provisioning": BASE,
 }
-FREE = {"appliance.cli", "appliance.provision_cli"}
+FREE = {"appliance.cli", "appliance.provision_cli", "appliance.serve_cli"}
 
 
 def modules():
