@@ -89,22 +89,7 @@ def play(
     command line, and would go on using it.
     """
     folder = Path(tempfile.mkdtemp(prefix="prov-"))
-    environment = {
-        "PATH": f"{Path(tool('ansible-playbook')).parent}{os.pathsep}{os.environ['PATH']}",
-        "ANSIBLE_SSH_ARGS": SSH,
-        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder / "cp"),
-        "ANSIBLE_SSH_RETRIES": "2",
-        # ansible-runner turns this off where it is not set.
-        "ANSIBLE_HOST_KEY_CHECKING": "true",
-        "ANSIBLE_PIPELINING": "true",
-        "ANSIBLE_TASK_TIMEOUT": str(limits.task),
-        "ANSIBLE_FORKS": str(min(32, max(5, len(targets)))),
-        "ANSIBLE_INTERPRETER_PYTHON_FALLBACK": "/usr/bin/python3",
-        "ANSIBLE_PYTHON_INTERPRETER": "auto_silent",
-        "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_RETRY_FILES_ENABLED": "false",
-        "ANSIBLE_HOME": str(folder / "home"),
-    }
+    environment = ansible_environment(folder, hosts=len(targets), task_seconds=limits.task)
     if password_file:
         environment["ANSIBLE_BECOME_PASSWORD_FILE"] = str(password_file.absolute())
     try:
@@ -129,6 +114,26 @@ def play(
     finally:
         close_connections(folder / "cp")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def ansible_environment(folder: Path, *, hosts: int, task_seconds: int) -> dict[str, str]:
+    """Variables that Ansible runs with; what it keeps for itself goes below `folder`."""
+    return {
+        "PATH": f"{Path(tool('ansible-playbook')).parent}{os.pathsep}{os.environ['PATH']}",
+        "ANSIBLE_SSH_ARGS": SSH,
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder / "cp"),
+        "ANSIBLE_SSH_RETRIES": "2",
+        # ansible-runner turns this off where it is not set.
+        "ANSIBLE_HOST_KEY_CHECKING": "true",
+        "ANSIBLE_PIPELINING": "true",
+        "ANSIBLE_TASK_TIMEOUT": str(task_seconds),
+        "ANSIBLE_FORKS": str(min(32, max(5, hosts))),
+        "ANSIBLE_INTERPRETER_PYTHON_FALLBACK": "/usr/bin/python3",
+        "ANSIBLE_PYTHON_INTERPRETER": "auto_silent",
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_RETRY_FILES_ENABLED": "false",
+        "ANSIBLE_HOME": str(folder / "home"),
+    }
 
 
 def handle(raw: Mapping[str, Any], on_event: Callable[[Event], None]) -> bool:

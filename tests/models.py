@@ -36,6 +36,16 @@ TEXT = (
 )
 
 
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "float32",
+}
+SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
 def make_tiny_model(
     folder: Path,
     *,
@@ -57,38 +67,27 @@ def make_tiny_model(
     `scale` is the weights' standard deviation: large enough that greedy answers vary.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    vocab_size = make_tokenizer(folder, vocab)
     config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **LLAMA,
+        **SPECIAL_IDS,
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "hidden_act": "silu",
         "max_position_embeddings": max_length,
-        "rms_norm_eps": 1e-5,
         "rope_theta": rope_theta,
-        "vocab_size": vocab_size,
+        "vocab_size": make_tokenizer(folder, vocab),
         "tie_word_embeddings": tie,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "torch_dtype": "float32",
     }
     if head_dim is not None:
         config["head_dim"] = head_dim
     if rope_scaling is not None:
         config["rope_scaling"] = rope_scaling
     write(folder / "config.json", config)
-    write(
-        folder / "generation_config.json",
-        {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
-    )
-    save_file(
-        random_weights(config, seed, scale), folder / "model.safetensors", metadata={"format": "pt"}
-    )
+    write(folder / "generation_config.json", SPECIAL_IDS)
+    weights = random_weights(config, seed, scale)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

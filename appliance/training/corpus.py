@@ -13,7 +13,7 @@ from appliance.data.documents import read_sections, shares
 from appliance.data.read import Tally
 from appliance.files import atomic, sync_folder, write_json
 from appliance.jobs.artifacts import Stage
-from appliance.recipe import DataSection, ModelSection, Shape
+from appliance.recipe import DataSection, ModelSection, Shape, TokenizerTraining
 from appliance.training.tokenizer_training import EOS, train_sentencepiece, write_tokenizer
 
 VOCAB_MULTIPLE = 128  # the model's vocabulary is padded, so that tensor parallel cards share evenly
@@ -37,15 +37,8 @@ def prepare_corpus(
         f"{tally.formats.total()} texts, {characters} characters, in {len(sections)} sections: "
         f"{train} to train on, {held} held out, {test} for tests."
     )
-    settings = model.tokenizer
-    stage.events.note(f"Training the {settings.kind} tokenizer, {settings.vocab_size} pieces.")
-    base = stage.output / "base"
-    base.mkdir()
-    trained = stage.output / "sentencepiece.model"
-    train_sentencepiece(sections[:train], settings, trained)
-    pieces = write_tokenizer(trained, base, max_length=model.config.max_position_embeddings)
-    write_config(model.config, pieces, base)
-    tokenizer = Tokenizer.load(base)
+    pieces = write_base(stage, sections[:train], model.tokenizer, model.config)
+    tokenizer = Tokenizer.load(stage.output / "base")
     tokens = write_corpus(sections, tokenizer, stage.output / "corpus", progress)
     write_examples(sections[train : train + held], tokenizer, stage.output / "examples.jsonl")
     stage.events.note(f"{tokens} tokens, {characters / tokens:.2f} characters a token.")
@@ -62,6 +55,18 @@ def prepare_corpus(
         "truncated": 0,
         "skipped": tally.skipped,
     }
+
+
+def write_base(stage: Stage, sections: list[str], settings: TokenizerTraining, shape: Shape) -> int:
+    """Write sentencepiece.model and base/: tokenizer and config; gives the number of pieces."""
+    stage.events.note(f"Training the {settings.kind} tokenizer, {settings.vocab_size} pieces.")
+    base = stage.output / "base"
+    base.mkdir()
+    trained = stage.output / "sentencepiece.model"
+    train_sentencepiece(sections, settings, trained)
+    pieces = write_tokenizer(trained, base, max_length=shape.max_position_embeddings)
+    write_config(shape, pieces, base)
+    return pieces
 
 
 def write_config(shape: Shape, pieces: int, base: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from appliance.bundle import importer
@@ -168,6 +169,10 @@ GGUF_NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+GGUF_HEADS = {
+    "self_attn.q_proj": "num_attention_heads",
+    "self_attn.k_proj": "num_key_value_heads",
+}
 
 
 def write_gguf(
@@ -196,27 +201,28 @@ def write_gguf(
     writer.add_eos_token_id(0)
     writer.add_chat_template(CHAT_TEMPLATE)
     for name, values in load_file(model / "model.safetensors").items():
-        part = name.removesuffix(".weight")
-        block = ""
-        if part.startswith("model.layers."):
-            _, _, index, part = part.split(".", 3)
-            block = f"blk.{index}."
-        heads = {
-            "self_attn.q_proj": "num_attention_heads",
-            "self_attn.k_proj": "num_key_value_heads",
-        }
-        if part in heads:
-            shape = (config[heads[part]], 2, -1, values.shape[1])
-            values = np.ascontiguousarray(values.reshape(shape).swapaxes(1, 2)).reshape(
-                values.shape
-            )
-        writer.add_tensor(f"{block}{GGUF_NAMES[part]}.weight", values)
+        writer.add_tensor(*gguf_tensor(name, values, config))
     if rope is not None:
         writer.add_tensor("rope_freqs.weight", np.asarray(rope, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def gguf_tensor(
+    name: str, values: NDArray[np.float32], config: dict[str, Any]
+) -> tuple[str, NDArray[np.float32]]:
+    """A tensor's name and values in the file."""
+    part = name.removesuffix(".weight")
+    block = ""
+    if part.startswith("model.layers."):
+        _, _, index, part = part.split(".", 3)
+        block = f"blk.{index}."
+    if part in GGUF_HEADS:
+        shape = (config[GGUF_HEADS[part]], 2, -1, values.shape[1])
+        values = np.ascontiguousarray(values.reshape(shape).swapaxes(1, 2)).reshape(values.shape)
+    return f"{block}{GGUF_NAMES[part]}.weight", values
 
 
 @pytest.mark.parametrize("tie", [True, False])
