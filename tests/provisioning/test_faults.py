@@ -17,6 +17,7 @@ from appliance.files import fingerprint, read_json, sha256, write_json
 from provisioning import debs
 from tests.provisioning.conftest import Command, Provisioned, Vendor
 from tests.provisioning.hosts import Host, Lab, Settings
+from tests.provisioning.hosts.base import run
 from tests.provisioning.hosts.lab import GATEWAY
 from tests.provisioning.hosts.mirror import Mirror
 from tests.provisioning.hosts.nvidia import NEW, OLD
@@ -50,10 +51,10 @@ def mirror(folder: Path, lab: Lab) -> Iterator[Mirror]:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def bare(lab: Lab) -> Iterator[Host]:
-    """A host that nothing was done to, and to which nothing is to be done."""
-    host = lab.add("bare", SXM)
+    """A host of the test's own that nothing was done to."""
+    host = lab.add(f"bare{len(lab.hosts)}", SXM)
     yield host
     lab.remove(host)
 
@@ -118,6 +119,12 @@ def fit(done: Provisioned, host: Host) -> bool:
     return done.code == 0 and not stops
 
 
+def replug(host: Host, **hardware: object) -> None:
+    """Pull the plug, change the hardware, and boot."""
+    host.stop()
+    host.start(**hardware)
+
+
 def untouched(host: Host) -> bool:
     """Whether nothing of ours is on the host."""
     return (
@@ -126,65 +133,73 @@ def untouched(host: Host) -> bool:
 
 
 def test_wrong_card_count(bare: Host, provision: FromMirror) -> None:
-    bare.stop()
-    bare.start(cards=7)
+    replug(bare, cards=7)
     verdict(provision([bare]), bare, "refused", "shows 7 cards", "the profile has 8", "reseated")
     assert untouched(bare)
-    bare.stop()
-    bare.start(cards=8)
-    assert fit(provision([bare], "--check"), bare)
+    replug(bare, cards=8)
+    heals(provision([bare]), bare)
 
 
 def test_secure_boot_on(bare: Host, provision: FromMirror) -> None:
-    bare.stop()
-    bare.start(secure_boot=True)
-    verdict(provision([bare]), bare, "refused", "Secure Boot is on", "mokutil --import")
+    replug(bare, secure_boot=True)
+    verdict(provision([bare]), bare, "refused", "Secure Boot is on", "off in the firmware")
     assert untouched(bare)
-    bare.stop()
-    bare.start(secure_boot=False)
+    replug(bare, secure_boot=False)
+    heals(provision([bare]), bare)
 
 
 def test_disk_too_small_is_refused_before_any_change(bare: Host, provision: FromMirror) -> None:
-    done = provision([bare], preflight_disk_gib=100000)
-    verdict(done, bare, "refused", "GiB free", "Make room")
+    replug(bare, small_disk="/opt:512m")
+    verdict(provision([bare]), bare, "refused", "/opt has 0.5 GiB free", "put it on a larger disk")
     assert untouched(bare)
+    replug(bare, small_disk="")
+    heals(provision([bare]), bare)
 
 
 def test_wrong_sudo_password(bare: Host, provision: FromMirror) -> None:
     right, bare.sudo_password = bare.sudo_password, "wrong"
     done = provision([bare])
     bare.sudo_password = right
-    verdict(done, bare, "failed", "sudo refused the password", "--ask-sudo-password")
+    verdict(done, bare, "failed", "sudo refused the password", "Give the right one")
     assert untouched(bare)
+    heals(provision([bare]), bare)
 
 
-def test_unknown_host_key(bare: Host, command: Command, provision: FromMirror) -> None:
-    known = command.folder / "none"
-    known.write_text("")
-    strict = f"-o UserKnownHostsFile={known} -o GlobalKnownHostsFile=/dev/null -F none"
-    done = provision([bare], ansible_ssh_common_args=f"{strict} -o StrictHostKeyChecking=yes")
-    verdict(done, bare, "unreachable", "ssh key is not the one known", "ssh-keyscan")
+def test_unknown_host_key(bare: Host, provision: FromMirror, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    known.touch()
+    ssh = f"-o UserKnownHostsFile={known} -o GlobalKnownHostsFile=/dev/null -F none"
+    strict = {"ansible_ssh_common_args": f"{ssh} -o StrictHostKeyChecking=yes"}
+    done = provision([bare], **strict)
+    verdict(done, bare, "unreachable", "ssh key is not the one known", "ssh-keyscan -H ADDRESS")
     assert untouched(bare)
+    known.write_text(run(["ssh-keyscan", "-H", bare.address]))
+    assert bare.known_host.split()[-1] in known.read_text()
+    heals(provision([bare], **strict), bare)
 
 
 def test_a_damaged_bundle_is_refused(
     bare: Host, command: Command, gpu_bundle: tuple[Path, str], tmp_path: Path
 ) -> None:
-    damaged = tmp_path / "damaged.tar"
-    shutil.copyfile(gpu_bundle[0], damaged)
-    with damaged.open("r+b") as stream:
-        stream.seek(damaged.stat().st_size // 2)
+    bundle = tmp_path / "gpu.tar"
+    words = ("--profile", "a100-80g-x8", "--from-bundle", str(bundle), "--yes")
+    shutil.copyfile(gpu_bundle[0], bundle)
+    with bundle.open("r+b") as stream:
+        stream.seek(bundle.stat().st_size // 2)
         stream.write(b"\0" * 64)
-    done = command([bare], "--profile", "a100-80g-x8", "--from-bundle", str(damaged), "--yes")
+    done = command([bare], *words)
     assert done.code == 2
     assert "is not what the manifest says" in done.output
+    assert "Copy it anew" in done.output
     assert untouched(bare)
+    shutil.copyfile(gpu_bundle[0], bundle)
+    heals(command([bare], *words), bare)
 
 
 def test_check_shows_the_difference_and_changes_nothing(bare: Host, provision: FromMirror) -> None:
     done = provision([bare], "--check")
     assert fit(done, bare)
-    assert "base: Keep unattended upgrades off the driver" in done.host("bare")["changes"]
+    assert "base: Keep unattended upgrades off the driver" in done.host(bare.name)["changes"]
     assert f"driver none → {NEW}" in done.output
     assert untouched(bare)
 
@@ -308,12 +323,10 @@ def test_a_slow_board_does_not_pass_burn_in(ready: Host, provision: FromMirror) 
 
 
 def test_disk_full(ready: Host, provision: FromMirror) -> None:
-    ready.stop()
-    ready.start(small_disk="/opt/appliance:20m")
+    replug(ready, small_disk="/opt/appliance:20m")
     done = provision([ready], preflight_disk_gib=0)
     verdict(done, ready, "failed", "a disk is full", "df -h")
-    ready.stop()
-    ready.start(small_disk="")
+    replug(ready, small_disk="")
     heals(provision([ready]), ready)
 
 
