@@ -11,11 +11,14 @@ import pytest
 
 from appliance.bundle.read import Bundle, open_bundle
 from serving.core import Core
+from serving.engine import load_engine
+from serving.engine.base import Engine
 from serving.rest.door import RestDoor
 from serving.rpc.door import RpcDoor
 from serving.scheduler import Scheduler
 from serving.server import Options, Running, listen, running
 from tests.models import make_bundle, make_tiny_model
+from tests.serving.scheduling import CONTEXT
 from tests.serving.scripted import Scripted
 
 NEVER_ENDS = {2: -100.0}
@@ -33,6 +36,17 @@ def long_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def opened(long_bundle: Path) -> Bundle:
     return open_bundle(long_bundle)
+
+
+@pytest.fixture
+def load(tiny_bundle: Path) -> Callable[..., Engine]:
+    """Loads the tiny model into an engine of some slots."""
+    bundle = open_bundle(tiny_bundle)
+
+    def load(slots: int, engine: str = "onnxruntime") -> Engine:
+        return load_engine(bundle, engine=engine, slots=slots, max_length=CONTEXT, threads=1)
+
+    return load
 
 
 @pytest.fixture(scope="session")

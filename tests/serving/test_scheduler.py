@@ -1,105 +1,22 @@
-"""The scheduler over a real engine; where an engine must fail or dawdle, a wrapper makes it."""
+"""The scheduler over a real engine, which a wrapper makes dawdle where it must."""
 
-import importlib.util
-import os
-import signal
 import threading
 import time
-from contextlib import contextmanager
 
-import numpy as np
 import pytest
 
 import serving.generation
 import serving.scheduler
-from appliance.bundle.read import open_bundle
 from appliance.errors import (
     DeadlineExceeded,
-    EngineFailed,
     InvalidRequest,
     Overloaded,
     PromptTooLong,
     RequestCancelled,
 )
-from serving.engine import load_engine
-from serving.scheduler import Request, Sampling, Scheduler
+from serving.scheduler import Sampling
 from tests.serving.conftest import until
-
-GREEDY = Sampling(temperature=0)
-LONG = 200
-CONTEXT = 256
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle):
-    return open_bundle(tiny_bundle)
-
-
-@pytest.fixture
-def load(bundle):
-    def load(slots, engine="onnxruntime"):
-        return load_engine(bundle, engine=engine, slots=slots, max_length=CONTEXT, threads=1)
-
-    return load
-
-
-@contextmanager
-def scheduling(engine, max_queue=64):
-    scheduler = Scheduler(engine, max_queue=max_queue)
-    try:
-        yield scheduler
-    finally:
-        scheduler.close()
-
-
-def ask(prompt=(5, 6, 7), max_tokens=20, sampling=GREEDY, **fields):
-    return Request(tuple(prompt), max_tokens, sampling=sampling, **fields)
-
-
-def ids(generation):
-    return [token.id for token in generation]
-
-
-class Wrapped:
-    """A real engine that notes its calls, and on demand fails, dawdles or gives NaN."""
-
-    def __init__(self, engine):
-        self.engine = engine
-        self.name, self.slots = engine.name, engine.slots
-        self.max_length, self.vocab_size = engine.max_length, engine.vocab_size
-        self.calls = []
-        self.failures = 0  # decode steps to fail
-        self.gate = threading.Event()  # decode waits for it
-        self.gate.set()
-        self.nan_slot = None
-        self.closed = False
-
-    def prefill(self, slot, ids):
-        self.calls.append(("prefill", len(ids)))
-        return self.engine.prefill(slot, ids)
-
-    def decode(self, tokens):
-        self.calls.append(("decode", len(tokens)))
-        assert self.gate.wait(30)
-        if self.failures:
-            self.failures -= 1
-            raise RuntimeError("the memory is full")
-        answers = self.engine.decode(tokens)
-        if self.nan_slot in answers:
-            answers[self.nan_slot] = np.full_like(answers[self.nan_slot], np.nan)
-        return answers
-
-    def release(self, slot):
-        self.engine.release(slot)
-
-    def close(self):
-        self.closed = True
-        self.engine.close()
-
-
-def alone(load, request):
-    with scheduling(load(1)) as scheduler:
-        return ids(scheduler.submit(request))
+from tests.serving.scheduling import CONTEXT, LONG, Wrapped, alone, ask, ids, scheduling
 
 
 def test_more_requests_than_slots_are_all_answered_as_if_alone(load):
@@ -206,20 +123,6 @@ def test_time_in_the_queue_counts(load):
     assert ("prefill", 33) not in engine.calls
 
 
-def test_a_reader_does_not_wait_for_an_engine_that_hangs(load, monkeypatch):
-    monkeypatch.setattr(serving.generation, "READER_GRACE", 0.1)
-    engine = Wrapped(load(1))
-    engine.gate.clear()
-    with scheduling(engine) as scheduler:
-        generation = scheduler.submit(ask(timeout=0.1))
-        next(generation)
-        began = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
-            next(generation)
-        assert time.monotonic() - began < 2
-        engine.gate.set()
-
-
 def test_a_full_queue_refuses(load):
     engine = Wrapped(load(1))
     engine.gate.clear()
@@ -308,76 +211,6 @@ def test_running_answers_go_on_between_the_pieces_of_a_long_prompt(load, monkeyp
     assert answer == alone(load, request)
 
 
-def test_an_engines_failure_ends_the_requests_it_met_and_the_next_is_served(load):
-    engine = Wrapped(load(2))
-    with scheduling(engine) as scheduler:
-        expected = ids(scheduler.submit(ask()))
-        met = [scheduler.submit(ask(max_tokens=LONG)) for _ in range(2)]
-        for generation in met:
-            next(generation)
-        engine.failures = 1
-        for generation in met:
-            with pytest.raises(EngineFailed, match="the memory is full"):
-                ids(generation)
-        assert scheduler.healthy
-        assert ids(scheduler.submit(ask())) == expected
-        assert scheduler.stats()["requests"]["failed"] == 2
-
-
-def test_repeated_failures_are_bad_health_until_a_step_succeeds(load):
-    engine = Wrapped(load(1))
-    engine.failures = 3
-    with scheduling(engine) as scheduler:
-        engine.prefill, good = lambda slot, ids: 1 / 0, engine.prefill
-        for _ in range(3):
-            assert scheduler.healthy
-            with pytest.raises(EngineFailed):
-                ids(scheduler.submit(ask()))
-        assert not scheduler.healthy
-        engine.prefill, engine.failures = good, 0
-        assert len(ids(scheduler.submit(ask()))) == 20
-        assert scheduler.healthy
-
-
-def test_logits_that_are_no_numbers_fail_one_request_only(load):
-    engine = Wrapped(load(2))
-    with scheduling(engine) as scheduler:
-        expected = ids(scheduler.submit(ask(max_tokens=LONG)))
-        first = scheduler.submit(ask(max_tokens=LONG))
-        second = scheduler.submit(ask(max_tokens=LONG))
-        next(first), next(second)
-        engine.nan_slot = 1
-        with pytest.raises(EngineFailed, match="not finite"):
-            ids(second)
-        assert ids(first) == expected[1:]
-
-
-def test_closing_lets_running_requests_end_within_the_drain(load):
-    engine = Wrapped(load(1))
-    scheduler = Scheduler(engine, max_queue=4)
-    generations = [scheduler.submit(ask()), scheduler.submit(ask())]
-    scheduler.close(drain=30)
-    assert [len(ids(generation)) for generation in generations] == [20, 20]
-    assert engine.closed and not scheduler.healthy
-    with pytest.raises(Overloaded, match="shutting down"):
-        scheduler.submit(ask())
-    scheduler.close()
-
-
-def test_closing_without_a_drain_ends_what_is_under_way(load):
-    engine = Wrapped(load(1))
-    engine.gate.clear()
-    scheduler = Scheduler(engine, max_queue=4)
-    running, queued = scheduler.submit(ask()), scheduler.submit(ask())
-    next(running)
-    threading.Timer(0.1, engine.gate.set).start()
-    scheduler.close()
-    for generation in (running, queued):
-        with pytest.raises(EngineFailed, match="shutting down"):
-            ids(generation)
-    assert engine.closed
-
-
 def test_an_idle_scheduler_costs_no_time(load):
     with scheduling(load(1)) as scheduler:
         ids(scheduler.submit(ask()))
@@ -411,18 +244,3 @@ def test_many_threads_may_submit_and_cancel_at_once(load):
     assert not wrong
     assert sum(outcomes.values()) == 40 and outcomes["length"] >= 26
     assert outcomes["failed"] == 0
-
-
-@pytest.mark.skipif(importlib.util.find_spec("fastdeploy") is None, reason="no FastDeploy wheel")
-def test_a_killed_engine_fails_its_requests_and_serves_the_next(load):
-    engine = load(2, "fastdeploy")
-    with scheduling(engine) as scheduler:
-        expected = ids(scheduler.submit(ask()))
-        running = [scheduler.submit(ask(max_tokens=LONG)) for _ in range(2)]
-        for generation in running:
-            next(generation)
-        os.kill(engine._process.pid, signal.SIGKILL)
-        for generation in running:
-            with pytest.raises(EngineFailed):
-                ids(generation)
-        assert ids(scheduler.submit(ask())) == expected
