@@ -107,7 +107,8 @@ def data_preview(
     from appliance.data.preview import preview
     from appliance.recipe import load_recipe
 
-    preview(load_recipe(recipe, check_ports=False), Console(highlight=False), rows)
+    loaded = load_recipe(recipe, check_engine=False, check_ports=False)
+    preview(loaded, Console(highlight=False), rows)
 
 
 @data_app.command("sources", epilog=examples("appliance data sources"))

@@ -68,7 +68,7 @@ def cross_checks(parts: Parts) -> Iterator[Problem]:
         yield from _sources(parts.data, parts.train)
     yield from _lengths(parts)
     if parts.serve:
-        yield from _engine(parts.serve)
+        yield from _doors(parts.serve)
 
 
 def _shape(shape: Shape | None) -> Iterator[Problem]:
@@ -169,13 +169,16 @@ def _lengths(parts: Parts) -> Iterator[Problem]:
             yield Problem((name, "max_length"), f"found {length}; must be at most {limit}, {what}")
 
 
-def _engine(serve: ServeSection) -> Iterator[Problem]:
+def _doors(serve: ServeSection) -> Iterator[Problem]:
     if serve.rest_port == serve.grpc_port:
         yield Problem(
             ("serve", "grpc_port"), f"found {serve.grpc_port}, which is serve.rest_port too"
         )
-    module = {"fastdeploy": "fastdeploy", "onnxruntime": "onnxruntime"}[serve.engine]
-    if importlib.util.find_spec(module) is None:
+
+
+def engine_checks(serve: ServeSection) -> Iterator[Problem]:
+    """The engine of the recipe, where this machine has it not."""
+    if importlib.util.find_spec(serve.engine) is None:
         text = f"{serve.engine} is not installed here"
         if serve.engine == "fastdeploy":
             text += (

