@@ -2,9 +2,11 @@
 
     python benchmarks/serve.py BUNDLE [--quick] [--threads N] [--peer .venv-peers/bin/python]
 
-Greedy, prompts of equal length, no end token; the time is that from the first request to the last
-token, prefill, scheduler and sampling included. The contestants take turns, and the best of their
-rounds counts, so that a disturbance meets all of them. Answers are compared token by token.
+Greedy, each stream its own prompt from a play; no answer ends before its last token: the end token
+is one like the others. The time is that from the first request to the last token, prefill,
+scheduler and sampling included. The contestants take turns, and the best of their rounds counts,
+so that a disturbance meets all of them. Answers are compared token by token; where one leaves the
+peer's, the report says how far apart the two best logits lie at that step.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +29,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from appliance.bundle.read import Bundle, open_bundle  # noqa: E402
+from appliance.bundle.tokenizer import Tokenizer  # noqa: E402
 from appliance.errors import ApplianceError  # noqa: E402
+from appliance.recipe.sources import package_files  # noqa: E402
 from serving.engine import load_engine  # noqa: E402
 from serving.scheduler import Request, Sampling, Scheduler  # noqa: E402
 
-STREAMS = (1, 8)
-PROMPT = 32  # tokens
+PROMPTS = (32, 12, 20, 48, 64, 100, 150, 200)  # tokens, by stream
+STREAMS = (1, len(PROMPTS))
+OPENING = 4000  # characters of a play before its prompt: past title and cast
 PEER_DEADLINE = 900.0  # seconds for one answer of the peer
 OURS = {
     "fastdeploy-onnxruntime": ("fastdeploy", "onnxruntime"),
@@ -51,11 +56,19 @@ class Result:
     """The best round of one contestant at one number of streams."""
 
     speed: float = 0.0  # tokens/s
-    ids: Prompts | None = None
+    ids: Prompts = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`margin`: how far apart the two best logits lie after these ids; the peer gives none."""
+
+    generate: Generate
+    margin: Callable[[list[int]], float] | None = None
 
 
 @contextlib.contextmanager
-def our_engine(bundle: Bundle, name: str, longest: int, threads: int) -> Iterator[Generate]:
+def our_engine(bundle: Bundle, name: str, longest: int, threads: int) -> Iterator[Contestant]:
     """One of our engines behind the scheduler, as a server has it."""
     engine, backend = OURS[name]
     scheduler = Scheduler(
@@ -81,14 +94,20 @@ def our_engine(bundle: Bundle, name: str, longest: int, threads: int) -> Iterato
         ids = [[token.id for token in generation] for generation in asked]
         return time.perf_counter() - began, ids
 
+    def margin(ids: list[int]) -> float:
+        asked = Request(tuple(ids), 1, sampling=Sampling(temperature=0, logprobs=2))
+        (token,) = scheduler.submit(asked)
+        (_, best), (_, second) = token.top_logprobs
+        return best - second
+
     try:
-        yield generate
+        yield Contestant(generate, margin)
     finally:
         scheduler.close()
 
 
 @contextlib.contextmanager
-def peer(bundle: Bundle, python: Path, threads: int) -> Iterator[Generate]:
+def peer(bundle: Bundle, python: Path, threads: int) -> Iterator[Contestant]:
     """transformers in its own environment, over pipes."""
     process = subprocess.Popen(
         [python, ROOT / "benchmarks/peer_transformers.py", bundle.folder, str(threads)],
@@ -120,26 +139,34 @@ def peer(bundle: Bundle, python: Path, threads: int) -> Iterator[Generate]:
 
     try:
         reply()
-        yield generate
+        yield Contestant(generate)
     finally:
         process.kill()
         process.wait(10)
 
 
+def prompts_of(tokenizer: Tokenizer) -> Prompts:
+    """A piece of a different play for each stream, in the bundle's own tokens."""
+    plays = [f.path.read_text(encoding="utf-8-sig") for f in package_files("package:shakespeare")]
+    whole = [play for play in plays if len(play) > 2 * OPENING]
+    return [
+        tokenizer.encode(play[OPENING : 2 * OPENING])[:length]
+        for play, length in zip(whole, PROMPTS, strict=False)
+    ]
+
+
 def run(
-    contestants: dict[str, Generate], vocab_size: int, tokens: int, rounds: int
+    contestants: dict[str, Contestant], prompts: Prompts, tokens: int, rounds: int
 ) -> dict[tuple[str, int], Result]:
     """All contestants in turn, each number of streams, `rounds` times."""
-    random = np.random.default_rng(0)
     results = {(name, streams): Result() for name in contestants for streams in STREAMS}
-    for name, generate in contestants.items():
+    for name, contestant in contestants.items():
         print(f"warming up {name}", flush=True)
-        generate([[1] * PROMPT], 2)
+        contestant.generate(prompts[:1], 2)
     for streams in STREAMS:
-        prompts = random.integers(0, vocab_size, (streams, PROMPT)).tolist()
         for turn in range(rounds):
-            for name, generate in contestants.items():
-                seconds, ids = generate(prompts, tokens)
+            for name, contestant in contestants.items():
+                seconds, ids = contestant.generate(prompts[:streams], tokens)
                 speed = streams * tokens / seconds
                 result = results[name, streams]
                 result.speed, result.ids = max(result.speed, speed), ids
@@ -151,12 +178,16 @@ def run(
     return results
 
 
-def report(results: dict[tuple[str, int], Result], names: list[str]) -> None:
-    """The table: speed, ratio to the peer, and how far the greedy answers agree with its own."""
-    with_peer = PEER in names
+def report(
+    results: dict[tuple[str, int], Result], contestants: dict[str, Contestant], prompts: Prompts
+) -> None:
+    """The table: speed, ratio to the peer, and how far the greedy answers agree with its own.
+    Below it, each answer that leaves the peer's: where, and at what margin."""
+    with_peer = PEER in contestants
     print("\n| engine | streams | tokens/s |" + (" × peer | same tokens |" if with_peer else ""))
     print("|---|---|---|" + ("---|---|" if with_peer else ""))
-    for name in names:
+    departures = []
+    for name, contestant in contestants.items():
         for streams in STREAMS:
             result = results[name, streams]
             line = f"| {name} | {streams} | {result.speed:.1f} |"
@@ -164,7 +195,24 @@ def report(results: dict[tuple[str, int], Result], names: list[str]) -> None:
                 other = results[PEER, streams]
                 same = np.mean(np.array(result.ids) == np.array(other.ids))
                 line += f" {result.speed / other.speed:.2f} | {same:.1%} |"
+                if margin := contestant.margin:
+                    departures += [
+                        f"{name}, {streams} streams: stream {stream} leaves {PEER} at token {step},"
+                        f" where its two best logits lie {margin(ids):.1e} apart"
+                        for stream, step, ids in first_differences(prompts, result.ids, other.ids)
+                    ]
             print(line)
+    print("", *departures, sep="\n")
+
+
+def first_differences(
+    prompts: Prompts, answers: Prompts, others: Prompts
+) -> Iterator[tuple[int, int, list[int]]]:
+    """(stream, step, the ids before it) of each answer that differs from the other one."""
+    for stream, (prompt, ids, other) in enumerate(zip(prompts, answers, others, strict=False)):
+        if ids != other:
+            step = next(i for i, (a, b) in enumerate(zip(ids, other, strict=True)) if a != b)
+            yield stream, step, prompt + ids[:step]
 
 
 def main() -> int:
@@ -187,10 +235,11 @@ def main() -> int:
     try:
         bundle = open_bundle(options.bundle, check=False)
         with contextlib.ExitStack() as stack:
+            prompts = prompts_of(bundle.tokenizer)
             contestants = {}
             for name in names:
                 print(f"loading {name}", flush=True)
-                opened = our_engine(bundle, name, PROMPT + tokens, options.threads)
+                opened = our_engine(bundle, name, max(PROMPTS) + tokens, options.threads)
                 contestants[name] = stack.enter_context(opened)
             if options.peer.exists():
                 print(f"loading {PEER}", flush=True)
@@ -198,10 +247,10 @@ def main() -> int:
                 contestants[PEER] = stack.enter_context(opened)
             else:
                 print(f"no {options.peer}: `make peers` brings the peer to compare with")
-            results = run(contestants, bundle.graph.vocab_size, tokens, rounds)
+            results = run(contestants, prompts, tokens, rounds)
+            report(results, contestants, prompts)
     except ApplianceError as error:
         parser.exit(error.exit_code, f"{error.message}\n{error.hint}\n")
-    report(results, list(contestants))
     return 0
 
 
