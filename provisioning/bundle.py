@@ -2,7 +2,7 @@
 
 manifest.json   what is in it: the SHA-256 of each file, and the seal over all
 debs/           packages with all they depend on, a signed source
-wheels/         wheels of the locks; locks/ lists them by hash
+wheels/         wheels of the locks; locks/ lists them by hash: train, data, serve (FastDeploy 2)
 python.tar.gz   a relocatable Python 3.10, where this machine has one
 project/        the appliance's own wheel
 keys/           the key of debs/
@@ -100,12 +100,29 @@ def add_wheels(room: Path, target: Target) -> dict[str, str]:
             wheels.download(lock, Path(folder))
             if kind == "train":
                 vendor(target, Path(folder))
-            found = list(Path(folder).glob("*.whl"))
-            (room / "locks" / f"{kind}.txt").write_text(wheels.lock_of(found))
-            for wheel in found:
-                shutil.move(str(wheel), room / "wheels" / wheel.name)
-        written[kind] = f"locks/{kind}.txt"
+            written[kind] = keep(Path(folder), room, kind)
+    if target.get("venv_serve", "venv_serve_fastdeploy2"):
+        with tempfile.TemporaryDirectory(dir=room) as folder:
+            packages = target.get("venv_serve", "venv_serve_packages")
+            wheels.download_whole(
+                packages, target.get("venv_serve", "venv_serve_index"), Path(folder)
+            )
+            written["serve"] = keep(Path(folder), room, "serve")
     return written
+
+
+def keep(folder: Path, room: Path, kind: str) -> str:
+    """Move wheels into the bundle and write the lock of just them; returns its path.
+
+    Of a wheel that another lock has too, that one's is kept: built twice, its bytes may differ.
+    """
+    kept = []
+    for wheel in folder.glob("*.whl"):
+        kept.append(room / "wheels" / wheel.name)
+        if not kept[-1].exists():
+            shutil.move(str(wheel), kept[-1])
+    (room / "locks" / f"{kind}.txt").write_text(wheels.lock_of(kept))
+    return f"locks/{kind}.txt"
 
 
 def vendor(target: Target, folder: Path) -> None:

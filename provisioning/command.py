@@ -67,6 +67,7 @@ def provision(where: str, options: Options, console: Console) -> int:
         raise UserError("--from-bundle and --mirror exclude each other")
     with tempfile.TemporaryDirectory(prefix="provision-") as scratch, stopping() as stop:
         chosen = choose_source(options, Path(scratch), console)
+        source.require(chosen, targets)
         password = sudo_password(options, Path(scratch))
         run = new_run(where, check=options.check, source=chosen.name)
         run.hosts = {t.name: HostOutcome(t.name, t.profile) for t in targets}
@@ -158,7 +159,11 @@ def turn_back(work: Work, target: Target) -> Target | None:
         outcome.cause = "the host has no earlier pins to go back to"
         outcome.remedy = "Only a host that was provisioned with two sets of pins has."
         return None
-    pins = {"rollback_train": previous["train"], "rollback_release": previous["release"]}
+    pins = {
+        "rollback_train": previous["train"],
+        "rollback_serve": previous.get("serve", ""),
+        "rollback_release": previous["release"],
+    }
     if target.cards:
         pins["nvidia_driver_version"] = previous["driver"]
     return replace(target, variables={**target.variables, **pins})

@@ -45,10 +45,10 @@ def packages_for(target: Target, python: str, extra: Sequence[str]) -> list[str]
         version = target.get("nvidia_driver", "nvidia_driver_version")
         pinned = list(target.get("nvidia_driver", "nvidia_driver_packages")[family])
         if int(target.variables["provision_switches"]):
-            pinned.append(target.get("fabricmanager", "fabricmanager_package")[family])
+            pinned.append(target.get("fabricmanager", "fabricmanager_package"))
         names += [f"{name}={version}-*" for name in pinned]
         if target.get("cuda_runtime", "cuda_runtime_toolkit"):
-            names += target.get("cuda_runtime", "cuda_runtime_toolkit_packages")
+            names += target.get("cuda_runtime", "cuda_runtime_toolkit_packages")[family]
     return names
 
 
@@ -148,5 +148,5 @@ def pins_of(target: Target) -> str:
     family = target.get("nvidia_driver", "nvidia_driver_family")
     version = target.get("nvidia_driver", "nvidia_driver_version")
     if not re.fullmatch(r"\d+(\.\d+)+", str(version)):
-        raise UserError(f"nvidia_driver_version {version!r} is no version like 580.105.08")
+        raise UserError(f"nvidia_driver_version {version!r} is no version like 580.173.02")
     return f"Package: {family}\nPin: version {version}-*\nPin-Priority: 1001\n"

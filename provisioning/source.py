@@ -7,14 +7,14 @@ import json
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from appliance.errors import UserError
 from appliance.files import fingerprint, sha256
-from provisioning.targets import PROJECT
+from provisioning.targets import PROJECT, Target
 
 ON_HOST = PurePosixPath("/var/cache/appliance/bundles")
 MIRROR_SECONDS = 30
@@ -107,6 +107,25 @@ def local(name: str, manifest: dict[str, Any], folder: Path, extra: dict[str, An
     }
     source = made(name, folder / manifest["project"], locks, {**known, **extra})
     return Source(source.name, source.extra, source.locks, source.release, 0.0, manifest)
+
+
+def require(source: Source, targets: Iterable[Target]) -> None:
+    """Raise UserError where a bundle lacks what some host is to get."""
+    if not source.manifest:
+        return
+    for target in targets:
+        remade = f"Make one: appliance provision --bundle FILE --profile {target.profile}"
+        if target.cards and not source.manifest["driver"]:
+            made_for = source.manifest["profile"]
+            raise UserError(
+                f"{target.name} has cards, and the bundle, made for {made_for}, has no driver",
+                hint=remade,
+            )
+        if target.get("venv_serve", "venv_serve_fastdeploy2") and "serve" not in source.locks:
+            raise UserError(
+                f"the bundle has no FastDeploy 2 for {target.name}",
+                hint=f"{remade}, or leave it out: --set venv_serve_fastdeploy2=false",
+            )
 
 
 def wanted_here(manifest: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ SECONDS = {
     "gpu_state": 5,
     "venv_train": 300,
     "cuda_runtime": 5,
-    "venv_serve": 2,
+    "venv_serve": 5,
     "appliance": 20,
     "firewall": 10,
     "monitoring": 10,
@@ -37,7 +37,8 @@ DOWNLOAD_MIB = {
     "fabricmanager": 10,
     "monitoring": 5,
 }
-WHEELS_MIB = {"cpu": 720, "gpu": 3400}  # the cpu lock's 140 wheels; cu118's by their index
+# The cpu lock's 140 wheels; cu118's by their index; FastDeploy 2's with CUDA 12.6, an estimate.
+WHEELS_MIB = {"cpu": 720, "gpu": 3400, "serve": 5000}
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def plan_host(
     usual: Mapping[str, float],
 ) -> HostPlan:
     """The steps for a host as preflight saw it. `usual`: seconds by role of its last run."""
-    said = changes(target, facts, environment_digest(target, locks), release)
+    said = changes(target, facts, locks, release)
     steps = []
     for role in roles_of(target):
         change = said.get(role, "")
@@ -122,16 +123,24 @@ def plan_host(
         seconds = SECONDS[role] if change or first else usual.get(role, 2.0)
         mib = 0.0
         if bundle_mib is None and change:
-            wheels = WHEELS_MIB["gpu" if target.cards else "cpu"]
-            mib = wheels if role == "venv_train" else DOWNLOAD_MIB.get(role, 0)
+            mib = download_mib(role, target, change)
         elif bundle_mib is not None and role == "repo" and change:
             mib = bundle_mib
         steps.append(Step(role, change, seconds if change else min(seconds, 5), mib))
     return HostPlan(target.name, tuple(steps))
 
 
+def download_mib(role: str, target: Target, change: str) -> float:
+    """About what a role downloads, in MiB, where no bundle brings it."""
+    if role == "venv_train":
+        return WHEELS_MIB["gpu" if target.cards else "cpu"]
+    if role == "venv_serve" and change.startswith("FastDeploy 2"):
+        return WHEELS_MIB["serve"]
+    return DOWNLOAD_MIB.get(role, 0)
+
+
 def changes(
-    target: Target, facts: Mapping[str, Any], environment: str, release: str
+    target: Target, facts: Mapping[str, Any], locks: Mapping[str, str], release: str
 ) -> dict[str, str]:
     """What each role will change; a role that is not named only checks."""
     said: dict[str, str] = {}
@@ -146,17 +155,35 @@ def changes(
             said["gpu_state"] = "persistence on, MIG off, ECC on"
     if target.cards:
         said.update(driver_changes(target, facts))
-    environment = str(target.variables.get("rollback_train", environment))
+    environment = str(target.variables.get("rollback_train") or environment_digest(target, locks))
     release = str(target.variables.get("rollback_release", release))
     if not str(facts.get("train", "")).startswith(environment):
         said["venv_train"] = f"{facts.get('train') or 'none'} → {environment}"
         said["venv_serve"] = "the same"
         if target.cards:
             said["cuda_runtime"] = "links to the CUDA libraries of the wheels"
+    said.update(serve_changes(target, facts, locks))
     if facts.get("release") != release:
         said["appliance"] = f"{facts.get('release') or 'none'} → {release}"
     said["burnin"] = "changes nothing; loads the cards" if target.cards else "changes nothing"
     return said
+
+
+def serve_changes(
+    target: Target, facts: Mapping[str, Any], locks: Mapping[str, str]
+) -> dict[str, str]:
+    """FastDeploy 2's environment, named as role venv_serve names it."""
+    if not target.get("venv_serve", "venv_serve_fastdeploy2"):
+        return {}
+    lock = locks.get("serve")
+    packages = " ".join(target.get("venv_serve", "venv_serve_packages"))
+    text = Path(lock).read_text(encoding="utf-8") if lock else packages
+    digest = f"serve-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    wanted = str(target.variables.get("rollback_serve") or digest)
+    found = str(facts.get("fastdeploy2", ""))
+    if found.startswith(wanted):
+        return {}
+    return {"venv_serve": f"FastDeploy 2: {found or 'none'} → {wanted}"}
 
 
 def driver_changes(target: Target, facts: Mapping[str, Any]) -> dict[str, str]:

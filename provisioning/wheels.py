@@ -77,6 +77,12 @@ def download_vendor(wheels: Iterable[str], index: str, links: str, folder: Path)
         run([sys.executable, *PIP, "wheel", *options], WHEELS_SECONDS)
 
 
+def download_whole(packages: Iterable[str], index: str, folder: Path) -> None:
+    """Packages with all that they ask for, from Paddle's own index beside pip's."""
+    options = ["--wheel-dir", str(folder), "--extra-index-url", index, *packages]
+    run([sys.executable, *PIP, "wheel", *options], WHEELS_SECONDS)
+
+
 def lock_of(wheels: Iterable[Path]) -> str:
     """A hash-locked list of exactly these wheels."""
     lines = []

@@ -18,7 +18,7 @@ import yaml
 from tests.provisioning.hosts import Host, Lab, base
 from tests.provisioning.hosts.lab import GATEWAY
 from tests.provisioning.hosts.mirror import Mirror
-from tests.provisioning.hosts.nvidia import package_source, wheelhouse
+from tests.provisioning.hosts.nvidia import package_source, paddle_index, wheelhouse
 
 # A test host is as small as the machine that carries it.
 SMALL = {
@@ -100,7 +100,12 @@ class Command:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "APPLIANCE_HOME": str(self.folder / "home"), "COLUMNS": "160"},
+            env={
+                **os.environ,
+                "APPLIANCE_HOME": str(self.folder / "home"),
+                "COLUMNS": "160",
+                "PIP_TRUSTED_HOST": GATEWAY,  # the lab's package index has no certificate
+            },
         )
 
     def words(self, *words: str, timeout: float = 600) -> tuple[int, str]:
@@ -133,7 +138,8 @@ def command(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 @dataclass(frozen=True)
 class Vendor:
-    """Stand-ins for what vendors publish: `folder` has nvidia/ and wheelhouse/, served at `url`."""
+    """Stand-ins for what vendors publish: `folder` has nvidia/, wheelhouse/ and paddle/, served at
+    `url`."""
 
     folder: Path
     url: str
@@ -144,12 +150,22 @@ class Vendor:
         """The public key of nvidia/."""
         return self.folder / "nvidia.asc"
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The variables that say where Paddle's own index is."""
+        return {
+            "venv_train_vendor_index": f"{self.url}/paddle/cu118/",
+            "venv_train_vendor_links": f"{self.url}/paddle/links/",
+            "venv_serve_index": f"{self.url}/paddle/cu126/",
+        }
+
 
 @pytest.fixture(scope="session")
 def vendor(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendor]:
     folder = tmp_path_factory.mktemp("vendor")
     (folder / "nvidia.asc").write_text(package_source(folder / "nvidia"))
     lock = wheelhouse(folder / "wheelhouse")
+    paddle_index(folder / "paddle")
     with Mirror(folder, GATEWAY) as serving:
         yield Vendor(folder, serving.url, lock)
 
@@ -165,11 +181,11 @@ def gpu_bundle(
         f"deb [signed-by={vendor.key}] {vendor.url}/nvidia ./\n"
         f"deb {base.mirror()} {base.SUITE} main\n"
     )
-    settings = [f"provision_lock={vendor.lock}", "provision_vendor_wheels=[]"]
+    settings = {"provision_lock": vendor.lock, **vendor.settings}
     code, output = command.words(
         "--bundle", str(folder / "gpu.tar"), "--profile", "a100-80g-x8",
         "--apt-sources", str(sources), "--package", f"linux-headers-{os.uname().release}",
-        *(word for setting in settings for word in ("--set", setting)),
+        *(word for name, value in settings.items() for word in ("--set", f"{name}={value}")),
     )  # fmt: skip
     assert code == 0, output
     return folder / "gpu.tar", output

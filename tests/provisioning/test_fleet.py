@@ -59,13 +59,12 @@ def hosts(lab: Lab, archive: Mirror, vendor: Vendor) -> Iterator[dict[str, Host]
 
 
 def connect(host: Host, archive: Mirror, vendor: Vendor) -> None:
-    """Give a host the package source of its distribution."""
+    """Give a host the package source of its distribution, and a Python index that has nothing."""
     sources = f"deb [signed-by=/etc/apt/keyrings/archive.asc] {archive.url}/debs ./\n"
     key = (Path(archive.folder) / "keys/bundle.asc").read_text()
-    if host.name == "ubuntu":
-        sources = f"{sources}deb [signed-by=/etc/apt/keyrings/own.asc] {vendor.url}/nvidia ./\n"
     host.root(f"cat > /etc/apt/keyrings/archive.asc <<'E'\n{key}E")
-    host.root(f"cat > /etc/apt/keyrings/own.asc <<'E'\n{vendor.key.read_text()}E")
+    pip = f"[global]\nindex-url = {vendor.url}/paddle/none/\ntrusted-host = {GATEWAY}\n"
+    host.root(f"cat > /etc/pip.conf <<'E'\n{pip}E")
     host.root(f"cat > /etc/apt/sources.list <<'E'\n{sources}E\napt-get update", timeout=120)
 
 
@@ -75,7 +74,8 @@ def variables(vendor: Vendor, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return {
         "provision_lock": str(served_lock(vendor.lock, f"{vendor.url}/wheelhouse", lock)),
         "provision_data_lock": "",
-        "provision_vendor_wheels": [],
+        "provision_vendor_wheels": ["paddlepaddle-gpu==3.1.1", "fastdeploy-gpu-python==1.0.7"],
+        **vendor.settings,
         "repo_nvidia_url": f"{vendor.url}/nvidia/",
         "repo_nvidia_key_url": f"{vendor.url}/nvidia.asc",
         "repo_nvidia_suite": "./",
@@ -117,10 +117,20 @@ def test_only_the_board_with_switches_has_a_fabric_manager(
     assert hosts["pcie"].root(ask, check=False) != "installed"
 
 
-def test_ubuntu_takes_its_own_archives_packages(done: Provisioned, hosts: dict[str, Host]) -> None:
-    held = hosts["ubuntu"].root("apt-mark showhold").split()
-    assert "nvidia-utils-580-server" in held
-    assert hosts["ubuntu"].root("ls /etc/apt/sources.list.d") == ""
+def test_ubuntu_takes_the_packages_by_their_names_there(
+    done: Provisioned, hosts: dict[str, Host]
+) -> None:
+    held = set(hosts["ubuntu"].root("apt-mark showhold").split())
+    assert {"nvidia-dkms-580-open", "nvidia-utils-580"} <= held
+    assert "nvidia-driver-cuda" not in held
+
+
+def test_paddles_own_wheels_come_from_its_index(done: Provisioned, hosts: dict[str, Host]) -> None:
+    version = "-c 'import importlib.metadata as m; print(m.version(\"paddlepaddle-gpu\"))'"
+    assert hosts["pcie"].root(f"/opt/appliance/train/bin/python {version}") == "3.1.1"
+    assert hosts["pcie"].root(f"/opt/appliance/fastdeploy2/bin/python {version}") == "3.3.1"
+    hosts["pcie"].root("/opt/appliance/fastdeploy2/bin/python -c 'import fastdeploy'")
+    assert hosts["plain"].root("ls /opt/appliance/fastdeploy2", check=False) == ""
 
 
 def test_a_host_without_cards_is_neither_driven_nor_rebooted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -15,6 +16,7 @@ from appliance.errors import UserError
 from appliance.files import fingerprint
 from provisioning import outcome, runs, show, source, steps, wheels
 from provisioning.ansible import Event, handle
+from provisioning.bundle import keep
 from provisioning.outcome import HostOutcome, RoleTimes
 from provisioning.targets import Target, parse_settings, profile_variables, read_targets
 
@@ -96,12 +98,15 @@ def test_a_bare_hosts_plan_has_everything_and_one_reboot() -> None:
 def test_a_provisioned_hosts_plan_is_empty() -> None:
     version = target().get("nvidia_driver", "nvidia_driver_version")
     digest = steps.environment_digest(target(), {})
+    named = " ".join(target().get("venv_serve", "venv_serve_packages"))
+    packages = hashlib.sha256(named.encode()).hexdigest()[:16]
     made = plan(
         {
             "driver": {"installed": version, "loaded": version},
             "fabricmanager": version,
             "ours": {"current": {}},
             "train": f"{digest}-python3.10",
+            "fastdeploy2": f"serve-{packages}-python3.10",
             "release": "r1",
         }
     )
@@ -178,8 +183,6 @@ def test_changes_and_times_are_counted_by_role() -> None:
 def make_bundle(path: Path, *, damaged: bool = False, manifest: Any = None) -> Path:
     """A bundle file of two small members."""
     members = {"project/p.whl": b"wheel", "keys/bundle.asc": b"key", "locks/train.txt": b"lock"}
-    import hashlib
-
     known = {
         "profile": "cpu", "system": "debian 12", "python": "", "python_packages": [],
         "packages": [], "locks": {"train": "locks/train.txt"}, "project": "project/p.whl",
@@ -212,6 +215,32 @@ def test_a_changed_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.tar").write_text("nonsense")
     with pytest.raises(UserError, match="cannot be read as a bundle"):
         source.from_bundle(tmp_path / "d.tar", tmp_path / "here")
+
+
+def test_a_bundle_that_lacks_what_a_host_is_to_get_is_refused(tmp_path: Path) -> None:
+    def taken(driver: str, *locks: str) -> source.Source:
+        manifest = {"driver": driver, "profile": "cpu"}
+        return source.Source("bundle", {}, dict.fromkeys(locks, ""), "r1", 1.0, manifest)
+
+    with pytest.raises(UserError, match="host has cards, and the bundle, made for cpu, has no"):
+        source.require(taken("", "train", "serve"), [target()])
+    with pytest.raises(UserError, match="no FastDeploy 2 for host"):
+        source.require(taken("580", "train"), [target("cpu"), target()])
+    source.require(taken("580", "train"), [target(venv_serve_fastdeploy2=False)])
+    source.require(taken("", "train"), [target("cpu")])
+
+
+def test_a_wheel_of_two_locks_is_kept_once_and_hashed_as_kept(tmp_path: Path) -> None:
+    room, first, second = (tmp_path / name for name in ("room", "first", "second"))
+    for folder in (room / "wheels", room / "locks", first, second):
+        folder.mkdir(parents=True)
+    (first / "a-1-py3-none-any.whl").write_text("built once")
+    (second / "a-1-py3-none-any.whl").write_text("built twice")
+    keep(first, room, "train")
+    keep(second, room, "serve")
+    locks = [(room / "locks" / f"{kind}.txt").read_text() for kind in ("train", "serve")]
+    assert locks[0] == locks[1]
+    assert hashlib.sha256(b"built once").hexdigest() in locks[0]
 
 
 def test_the_projects_wheel_is_the_same_each_time(tmp_path: Path) -> None:

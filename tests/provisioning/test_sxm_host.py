@@ -29,7 +29,7 @@ def first(command: Command, host: Host, gpu_bundle: tuple[Path, str]) -> Provisi
 def test_the_bundle_says_what_it_holds(gpu_bundle: tuple[Path, str]) -> None:
     assert "profile: a100-80g-x8" in gpu_bundle[1]
     assert "system: debian 12" in gpu_bundle[1]
-    assert "wheels: 6" in gpu_bundle[1]
+    assert "wheels: 9" in gpu_bundle[1]
 
 
 def test_first_run_ends_well_with_one_reboot(first: Provisioned, host: Host) -> None:
@@ -73,6 +73,7 @@ def test_burn_in_measured_the_cards(first: Provisioned) -> None:
     assert seen["figures"]["busbw_gbps"] == 234.88  # the stand-in's 2 ms for 256 MiB, 2 * 7/8
     checks = {f["check"]: f["ok"] for f in seen["findings"] if f["part"] == "burnin"}
     assert checks["dcgmi diag"] and checks["paddle run_check"] and checks["NVLink"]
+    assert checks["FastDeploy 2"]
 
 
 def test_a_carried_python_serves_with_fastdeploy_the_hosts_own_with_onnxruntime(
@@ -82,6 +83,20 @@ def test_a_carried_python_serves_with_fastdeploy_the_hosts_own_with_onnxruntime(
     engine, version = ("fastdeploy", "3.10") if carried else ("onnxruntime", "3.11")
     assert version in host.root("/opt/appliance/train/bin/python -V")
     assert f"serves with {engine}" in first.output
+
+
+def test_fastdeploy_2_has_an_environment_of_its_own(first: Provisioned, host: Host) -> None:
+    versions = "import importlib.metadata as m; print(m.version('paddlepaddle-gpu'))"
+    assert host.root(f'/opt/appliance/train/bin/python -c "{versions}"') == "3.1.1"
+    assert host.root(f'/opt/appliance/fastdeploy2/bin/python -c "{versions}"') == "3.3.1"
+    host.root('/opt/appliance/fastdeploy2/bin/python -c "import fastdeploy"')
+
+
+def test_the_cards_metrics_are_read_on_the_host_alone(first: Provisioned, host: Host) -> None:
+    assert host.root("ss -Hltn 'sport = 9400'").split()[3] == "127.0.0.1:9400"
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9400/metrics').read().decode())"
+    assert host.root(f'python3 -c "{ask}"').count("DCGM_FI_DEV_GPU_TEMP") == 8
+    assert "sxm:9400" in host.root("cat /etc/appliance/prometheus-scrape.yaml")
 
 
 def test_the_firewall_lets_ssh_in_and_drops_the_rest(first: Provisioned, host: Host) -> None:

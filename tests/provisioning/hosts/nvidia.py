@@ -11,13 +11,14 @@ import hashlib
 import os
 import shutil
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from provisioning import debs
 from tests.provisioning.hosts.base import run
 
 STANDINS = Path(__file__).parent / "standins"
-OLD, NEW = "580.95.05", "580.105.08"
+OLD, NEW = "580.159.03", "580.173.02"
 
 
 def program(name: str, version: str) -> str:
@@ -39,9 +40,18 @@ def package_source(folder: Path) -> str:
     folder.mkdir(parents=True)
     for version in (OLD, NEW):
         for name, files, control in driver_packages(version):
-            deb(folder, name, f"{version}-1", files, **control)
-    dcgm = {"usr/bin/dcgmi": (STANDINS / "dcgmi").read_text()}
+            deb(folder, name, f"{version}-{revision(name)}", files, **control)
+    dcgm = {
+        "usr/bin/dcgmi": (STANDINS / "dcgmi").read_text(),
+        "lib/systemd/system/nvidia-dcgm.service": unit("/bin/true", "oneshot"),
+    }
     deb(folder, "datacenter-gpu-manager-4-cuda12", "1:4.4.1-1", dcgm)
+    exporter = {
+        "usr/bin/dcgm-exporter": (STANDINS / "dcgm-exporter").read_text(),
+        "lib/systemd/system/nvidia-dcgm-exporter.service": unit("/usr/bin/dcgm-exporter"),
+    }
+    started = {"postinst": "systemctl enable --now nvidia-dcgm-exporter\n"}
+    deb(folder, "datacenter-gpu-manager-exporter", "4.8.2-1", exporter, **started)
     # Ubuntu 22.04's Python 3.10, for a Debian host that bears Ubuntu's name.
     ten = {"Depends": "python3.11", "postinst": "ln -sf python3.11 /usr/bin/python3.10\n"}
     deb(folder, "python3.10", "3.10.12-1", {}, **ten)
@@ -53,22 +63,28 @@ def package_source(folder: Path) -> str:
 def driver_packages(version: str) -> list[tuple[str, dict[str, str], dict[str, str]]]:
     """Name, files and control fields of what makes up one driver version, on both systems."""
     built = f"mkdir -p /var/lib/fakegpu\necho {version} > /var/lib/fakegpu/dkms\n"
-    smi = {
-        "usr/bin/nvidia-smi": program("nvidia-smi", version),
-        "lib/systemd/system/nvidia-persistenced.service": unit("/bin/true", "oneshot"),
-    }
+    smi = {"usr/bin/nvidia-smi": program("nvidia-smi", version)}
+    daemon = {"lib/systemd/system/nvidia-persistenced.service": unit("/bin/true", "oneshot")}
     manager = {
         "usr/bin/nv-fabricmanager": program("nv-fabricmanager", version),
         "lib/systemd/system/nvidia-fabricmanager.service": unit("/usr/bin/nv-fabricmanager"),
     }
     exact = f"(= {version}-1)"
     return [
+        ("nvidia-persistenced", daemon, {}),
+        ("nvidia-fabricmanager", manager, {}),
         ("nvidia-kernel-open-dkms", {}, {"postinst": built}),
-        ("nvidia-driver-cuda", smi, {"Depends": f"nvidia-kernel-open-dkms {exact}"}),
-        ("nvidia-fabricmanager", manager, {"Provides": "nvidia-fabricmanager-580"}),
-        ("nvidia-headless-580-server-open", {}, {"postinst": built}),
-        ("nvidia-utils-580-server", smi, {"Conflicts": "nvidia-driver-cuda"}),
+        ("nvidia-driver-cuda", smi, {"Depends": f"libcuda1 {exact}"}),
+        ("libcuda1", {}, {}),
+        ("nvidia-dkms-580-open", {}, {"postinst": built}),
+        ("nvidia-utils-580", smi, {"Conflicts": "nvidia-driver-cuda"}),
+        ("libnvidia-compute-580", {}, {"Conflicts": "libcuda1"}),
     ]
+
+
+def revision(package: str) -> str:
+    """As NVIDIA numbers its packages of the two systems."""
+    return "1ubuntu1" if "-580" in package else "1"
 
 
 def deb(
@@ -108,11 +124,6 @@ def wheelhouse(folder: Path) -> Path:
     library = next(Path("/lib/x86_64-linux-gnu").glob("libz.so.1")).resolve().read_bytes()
     lines = ["--no-index\n", f"--find-links {folder}\n"]
     contents: dict[str, dict[str, str | bytes]] = {
-        "paddlepaddle_gpu-3.1.1": {
-            str(path.relative_to(STANDINS)): path.read_text()
-            for path in sorted((STANDINS / "paddle").rglob("*.py"))
-        },
-        "fastdeploy_gpu_python-1.0.7": {"fastdeploy/__init__.py": "\n"},
         "onnxruntime-1.20.0": {"onnxruntime/__init__.py": "\n"},
         "nvidia_cudnn_cu11-8.9.6.50": {"nvidia/cudnn/lib/libcudnn.so.8": library},
         "nvidia_nccl_cu11-2.19.3": {"nvidia/nccl/lib/libnccl.so.2": library},
@@ -128,21 +139,42 @@ def wheelhouse(folder: Path) -> Path:
     return lock
 
 
+def paddle_index(folder: Path) -> None:
+    """Paddle's own index: cu118/ and cu126/ as pip asks them, links/ as a page of links."""
+    paddle: dict[str, str | bytes] = {
+        str(path.relative_to(STANDINS)): path.read_text()
+        for path in sorted((STANDINS / "paddle").rglob("*.py"))
+    }
+    needs = {"fastdeploy/__init__.py": "import flash_mask\n"}
+    write_wheel(folder / "cu118/paddlepaddle-gpu", "paddlepaddle_gpu-3.1.1", paddle)
+    write_wheel(folder / "cu126/paddlepaddle-gpu", "paddlepaddle_gpu-3.3.1", paddle)
+    write_wheel(folder / "cu126/fastdeploy-gpu", "fastdeploy_gpu-2.5.0", needs, ["flash-mask>=4"])
+    write_wheel(folder / "cu126/flash-mask", "flash_mask-4.0", {"flash_mask.py": "\n"})
+    one = {"fastdeploy/__init__.py": "\n"}
+    write_wheel(folder / "links", "fastdeploy_gpu_python-1.0.7", one)
+
+
 def served_lock(lock: Path, url: str, target: Path) -> Path:
     """The same lock, with its wheels at an address that the hosts reach."""
-    host = url.split("/")[2]
-    text = lock.read_text().replace(str(lock.parent), url)
-    target.write_text(f"--trusted-host {host.split(':')[0]}\n{text}")
+    target.write_text(lock.read_text().replace(str(lock.parent), url))
     return target
 
 
-def write_wheel(folder: Path, name: str, files: dict[str, str | bytes]) -> Path:
+def write_wheel(
+    folder: Path, name: str, files: Mapping[str, str | bytes], requires: Sequence[str] = ()
+) -> Path:
     """A wheel of these files (PEP 427)."""
+    folder.mkdir(parents=True, exist_ok=True)
     package, version = name.rsplit("-", 1)
     info = f"{name}.dist-info"
+    metadata = [
+        f"Name: {package}",
+        f"Version: {version}",
+        *(f"Requires-Dist: {r}" for r in requires),
+    ]
     whole = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n",
+        f"{info}/METADATA": "\n".join(["Metadata-Version: 2.1", *metadata, ""]),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     path = folder / f"{name}-py3-none-any.whl"

@@ -46,6 +46,8 @@ def idle(findings):
 def try_under_load(findings, figures, wants):
     """What takes the host, or its cards, for itself."""
     try_paddle(findings, wants)
+    if wants["fastdeploy2"]:
+        try_fastdeploy2(findings, wants)
     if wants["cards"] and wants["dcgm_level"] and shutil.which("dcgmi"):
         level = ["dcgmi", "diag", "-r", str(wants["dcgm_level"])]
         code, words = run(level, 60 * wants["dcgm_minutes"])
@@ -188,6 +190,20 @@ def try_paddle(findings, wants):
     finding(findings, "paddle run_check", ok, f"paddle.utils.run_check() fails: {words[-400:]}")
     code, words = run([wants["python"], "-c", f"import {wants['engine']}"], 120, **settings(wants))
     finding(findings, wants["engine"], code == 0, f"the engine does not load: {words[-300:]}")
+
+
+def try_fastdeploy2(findings, wants):
+    """FastDeploy 2 and the Paddle beside it, which bring their own CUDA.
+
+    Only a warning: training and serving with the other engines do without.
+    """
+    program = "import fastdeploy, paddle; paddle.utils.run_check()"
+    seconds = wants["paddle_seconds"]
+    code, words = run([wants["fastdeploy2"], "-c", program], seconds, HOME="/root")
+    ok = code == 0 and "successfully" in words
+    finding(
+        findings, "FastDeploy 2", ok, f"FastDeploy 2 does not load: {words[-300:]}", level="warn"
+    )
 
 
 def try_all_reduce(findings, figures, wants):
