@@ -70,17 +70,19 @@ def make_bundle(
             "locks": locks,
             "project": str(project.relative_to(room)),
             "key": "keys/bundle.asc",
-            "files": {
-                str(file.relative_to(room)): sha256(file)
-                for file in sorted(room.rglob("*"))
-                if file.is_file()
-            },
+            "files": hashes(room),
         }
         manifest["seal"] = fingerprint(manifest)
         write_json(room / "manifest.json", manifest)
         say(f"writing {path}")
         pack(room, path)
     return manifest
+
+
+def hashes(room: Path) -> dict[str, str]:
+    """SHA-256 of every file, by its path in the bundle."""
+    files = (file for file in sorted(room.rglob("*")) if file.is_file())
+    return {str(file.relative_to(room)): sha256(file) for file in files}
 
 
 def add_wheels(room: Path, target: Target) -> dict[str, str]:

@@ -65,6 +65,24 @@ def download(
     apt works as on a machine with nothing installed, so that the set is whole for any host.
     `optional` are taken where the package sources have them. Raises UserError in apt's words.
     """
+    options = empty_apt(scratch, pins, sources)
+    run(["apt-get", *options, "--quiet", "update"], APT_SECONDS)
+    known = run(["apt-cache", *options, "pkgnames"], 300).split()
+    wanted = [*names, *sorted(set(optional) & set(known))]
+    fetch = ["install", "--download-only", "--yes", "--quiet", *wanted]
+    run(["apt-get", *options, *fetch], APT_SECONDS)
+    found = sorted((scratch / "archives").glob("*.deb"))
+    if not found:
+        raise UserError("apt downloaded nothing", hint="Look at the package sources.")
+    target.mkdir(parents=True)
+    for deb in found:
+        # apt writes an epoch's colon as %3a, which a file's address would mean otherwise.
+        shutil.move(str(deb), target / deb.name.replace("%3a", "_"))
+    return sorted(deb.name.split("_")[0] for deb in found)
+
+
+def empty_apt(scratch: Path, pins: str, sources: Path | None) -> list[str]:
+    """Options that let apt work in `scratch` as on a machine with nothing installed."""
     for name in ("lists/partial", "archives/partial"):
         (scratch / name).mkdir(parents=True)
     (scratch / "status").touch()
@@ -85,20 +103,7 @@ def download(
     }
     if sources:
         settings |= {"Dir::Etc::sourcelist": sources.absolute(), "Dir::Etc::sourceparts": "-"}
-    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-    run(["apt-get", *options, "--quiet", "update"], APT_SECONDS)
-    known = run(["apt-cache", *options, "pkgnames"], 300).split()
-    wanted = [*names, *sorted(set(optional) & set(known))]
-    fetch = ["install", "--download-only", "--yes", "--quiet", *wanted]
-    run(["apt-get", *options, *fetch], APT_SECONDS)
-    found = sorted((scratch / "archives").glob("*.deb"))
-    if not found:
-        raise UserError("apt downloaded nothing", hint="Look at the package sources.")
-    target.mkdir(parents=True)
-    for deb in found:
-        # apt writes an epoch's colon as %3a, which a file's address would mean otherwise.
-        shutil.move(str(deb), target / deb.name.replace("%3a", "_"))
-    return sorted(deb.name.split("_")[0] for deb in found)
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
 
 def sign(folder: Path, scratch: Path) -> str:

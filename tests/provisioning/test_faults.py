@@ -226,7 +226,8 @@ def test_fabric_manager_drifts(ready: Host, provision: FromMirror) -> None:
 
 def test_driver_upgraded_without_reboot(ready: Host, provision: FromMirror) -> None:
     apt = "APT_CONFIG=/etc/apt/appliance.conf apt-get install -y --allow-downgrades"
-    packages = f"nvidia-driver-cuda={OLD}-1 nvidia-kernel-open-dkms={OLD}-1"
+    driver = ("nvidia-driver-cuda", "libcuda1", "nvidia-kernel-open-dkms")
+    packages = " ".join(f"{name}={OLD}-1" for name in driver)
     ready.root(f"{apt} --allow-change-held-packages {packages}", timeout=120)
     assert "version mismatch" in ready.root("nvidia-smi || true")
     boots = ready.reboots()
