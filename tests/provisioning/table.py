@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs/provisioning.md"
 TABLES = {
     "T0": ("test_roles", "test_preflight", "test_runner", "test_hosts"),
     "T1": ("test_sxm_host",),
-    "T2": ("test_faults", "test_fleet", "test_cpu_host"),
+    "T2": ("test_faults", "test_fleet", "test_toolkit", "test_cpu_host"),
 }
 
 
