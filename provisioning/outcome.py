@@ -51,6 +51,11 @@ TASKS = (
         "Make room (df -h), then run again.",
     ),
     (
+        r"(?s)^venv_serve: .*(No matching distribution|Could not find a version|Failed to build)",
+        "FastDeploy 2 has no installable set of packages for this host's Python",
+        "Go on without it: --set venv_serve_fastdeploy2=false. The run's log.txt has pip's words.",
+    ),
+    (
         r"Failed to update apt cache|Failed to fetch|Unable to fetch|Could not connect"
         r"|Connection failed|Cannot initiate the connection",
         "a package source does not answer",

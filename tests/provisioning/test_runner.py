@@ -139,6 +139,8 @@ def test_boards_without_switches_have_no_fabric_manager() -> None:
         ("failed", "venv_train", "OSError: [Errno 28] No space left on device", "a disk is full"),
         ("failed", "repo", "Failed to update apt cache: unknown reason", "source does not answer"),
         ("failed", "firewall", "failed to validate\nx.nft:3: Error: syntax error", "nft refuses"),
+        ("failed", "venv_serve", "ERROR: No matching distribution found for fastdeploy-gpu==2.5.0",
+         "FastDeploy 2 has no installable set"),
         ("failed", "base", "The command action failed to execute in the expected time frame "
          "(5) and was terminated", "a task ran out of its time"),
         ("failed", "base", "non-zero return code\nsome last words", "some last words"),
