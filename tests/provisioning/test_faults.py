@@ -15,6 +15,7 @@ import pytest
 
 from appliance.files import fingerprint, read_json, sha256, write_json
 from provisioning import debs
+from provisioning.source import wanted_here
 from tests.provisioning.conftest import Command, Provisioned, Vendor
 from tests.provisioning.hosts import Host, Lab, Settings
 from tests.provisioning.hosts.base import run
@@ -250,8 +251,9 @@ def test_rollback_goes_to_the_former_pins_and_back(ready: Host, provision: FromM
 
 
 def test_mirror_down_mid_run(ready: Host, mirror: Mirror, provision: FromMirror) -> None:
-    # The manifest, key, lock and project are fetched by the command; the host then finds it down.
-    mirror.fail_after = len(mirror.asked) + 4
+    # The command fetches the manifest and what it names for itself; the host then finds it down.
+    fetched = wanted_here(read_json(mirror.folder / "manifest.json"))
+    mirror.fail_after = len(mirror.asked) + 1 + len(fetched)
     try:
         done = provision([ready], nvidia_driver_version=OLD)
     finally:
