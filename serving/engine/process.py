@@ -6,12 +6,13 @@ REST and gRPC threads could only run between steps; and a failed check inside it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -102,30 +103,35 @@ class ProcessEngine:
         if self._lost.intersection(slots):
             raise RuntimeError("the sequence was lost when the engine's process ended")
         self._used.update(slots)
-        try:
+        with self._talking():
             self._connection.send((method, *args))
-        except OSError as error:
-            raise RuntimeError(f"the engine's process has ended: {error}") from error
         status, answer = self._receive(STEP_DEADLINE)
         if status == "refused":
             raise ValueError(answer)
         if status == "error":
             raise RuntimeError(answer)
         if answer:
-            self._connection.recv_bytes_into(self._logits.data.cast("B"))
+            with self._talking():
+                self._connection.recv_bytes_into(self._logits.data.cast("B"))
         return {slot: self._logits[row] for row, slot in enumerate(answer)}
 
     def _receive(self, deadline: float) -> Any:
         """The worker's answer. Raises RuntimeError where it died or, killed then, was too slow."""
-        try:
+        with self._talking():
             if self._connection.poll(deadline):
                 return self._connection.recv()
-        except (EOFError, OSError):
-            code = self._process.wait(CLOSE_DEADLINE)
-            raise RuntimeError(f"the engine's process ended with exit code {code}") from None
         self._process.kill()
         self._process.wait(CLOSE_DEADLINE)
         raise RuntimeError(f"the engine did not answer within {deadline:g} seconds")
+
+    @contextlib.contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Within the block a connection that breaks means that the process ended: RuntimeError."""
+        try:
+            yield
+        except (EOFError, OSError):
+            code = self._process.wait(CLOSE_DEADLINE)
+            raise RuntimeError(f"the engine's process ended with exit code {code}") from None
 
     def _restart(self) -> None:
         logger.warning(
