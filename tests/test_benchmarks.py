@@ -14,7 +14,7 @@ TOKENS = 40
 
 
 def test_an_end_token_and_neighbours_of_other_lengths_change_no_answer(tiny_bundle, tmp_path):
-    """The peer once was forbidden the end token that ours gave: 69 % of the tokens were equal."""
+    """With `min_new_tokens` the peer is forbidden the end token, and its answers part from ours."""
     assert PYTHON.exists(), "no environment of peers: run `make peers`"
     bundle = open_bundle(tiny_bundle)
     random = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,17 +176,32 @@ def gpu_bundle(
     vendor: Vendor, command: Command, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """A bundle for hosts with cards, made by the command; and what the command said."""
-    folder = tmp_path_factory.mktemp("bundle")
-    sources = folder / "sources.list"
+    path = tmp_path_factory.mktemp("bundle") / "gpu.tar"
+    return path, make_gpu_bundle(command, vendor, path, "a100-80g-x8", "main")
+
+
+def make_gpu_bundle(
+    command: Command, vendor: Vendor, path: Path, profile: str, parts: str, **settings: object
+) -> str:
+    """Make a bundle from the stand-ins and these parts of Debian; what the command said."""
+    sources = path.with_suffix(".list")
     sources.write_text(
         f"deb [signed-by={vendor.key}] {vendor.url}/nvidia ./\n"
-        f"deb {base.mirror()} {base.SUITE} main\n"
+        f"deb {base.mirror()} {base.SUITE} {parts}\n"
     )
-    settings = {"provision_lock": vendor.lock, **vendor.settings}
+    settings = {"provision_lock": vendor.lock, **vendor.settings, **settings}
     code, output = command.words(
-        "--bundle", str(folder / "gpu.tar"), "--profile", "a100-80g-x8",
+        "--bundle", str(path), "--profile", profile,
         "--apt-sources", str(sources), "--package", f"linux-headers-{os.uname().release}",
         *(word for name, value in settings.items() for word in ("--set", f"{name}={value}")),
+        timeout=1800,
     )  # fmt: skip
     assert code == 0, output
-    return folder / "gpu.tar", output
+    return output
+
+
+def unpacked(bundle: Path, folder: Path) -> Path:
+    """A bundle's files, to be served as a mirror."""
+    with tarfile.open(bundle) as tar:
+        tar.extractall(folder, filter="data")
+    return folder

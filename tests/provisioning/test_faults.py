@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from appliance.files import fingerprint, read_json, sha256, write_json
 from provisioning import debs
 from provisioning.source import wanted_here
-from tests.provisioning.conftest import Command, Provisioned, Vendor
+from tests.provisioning.conftest import Command, Provisioned, Vendor, unpacked
 from tests.provisioning.hosts import Host, Lab, Settings
 from tests.provisioning.hosts.base import run
 from tests.provisioning.hosts.lab import GATEWAY
@@ -32,18 +31,34 @@ def folder(
     gpu_bundle: tuple[Path, str], vendor: Vendor, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The bundle unpacked, to be served as a mirror; with an older driver in it too."""
-    path = tmp_path_factory.mktemp("mirror")
-    with tarfile.open(gpu_bundle[0]) as tar:
-        tar.extractall(path, filter="data")
+    path = unpacked(gpu_bundle[0], tmp_path_factory.mktemp("mirror"))
     for older in (vendor.folder / "nvidia").glob(f"*_{OLD}-1_*.deb"):
         shutil.copy(older, path / "debs")
     (path / "keys/bundle.asc").write_text(debs.sign(path / "debs", path / "gpg"))
-    manifest = read_json(path / "manifest.json")
-    manifest["files"]["keys/bundle.asc"] = sha256(path / "keys/bundle.asc")
+    reseal(path, "keys/bundle.asc")
+    return path
+
+
+def reseal(folder: Path, *changed: str) -> None:
+    """Make the manifest say what these files are now."""
+    manifest = read_json(folder / "manifest.json")
+    manifest["files"] |= {name: sha256(folder / name) for name in changed}
     del manifest["seal"]
     manifest["seal"] = fingerprint(manifest)
-    write_json(path / "manifest.json", manifest)
-    return path
+    write_json(folder / "manifest.json", manifest)
+
+
+@pytest.fixture(scope="module")
+def later(folder: Path, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
+    """A mirror whose locks are other ones, so that its environments are too."""
+    path = tmp_path_factory.mktemp("later") / "mirror"
+    shutil.copytree(folder, path)
+    locks = ("locks/train.txt", "locks/serve.txt")
+    for name in locks:
+        (path / name).write_text((path / name).read_text() + "# later\n")
+    reseal(path, *locks)
+    with Mirror(path, GATEWAY) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +212,16 @@ def test_a_damaged_bundle_is_refused(
     heals(command([bare], *words), bare)
 
 
+def test_a_module_that_was_not_built_stops_before_the_reboot(
+    bare: Host, provision: FromMirror
+) -> None:
+    bare.root("mkdir -p /var/lib/fakegpu; touch /var/lib/fakegpu/unbuilt")
+    verdict(provision([bare]), bare, "failed", f"DKMS has no module {NEW}", "was not rebooted")
+    assert bare.reboots() == 0
+    bare.root("rm /var/lib/fakegpu/unbuilt")
+    heals(provision([bare]), bare)
+
+
 def test_check_shows_the_difference_and_changes_nothing(bare: Host, provision: FromMirror) -> None:
     done = provision([bare], "--check")
     assert fit(done, bare)
@@ -241,13 +266,23 @@ def test_driver_upgraded_without_reboot(ready: Host, provision: FromMirror) -> N
     ready.root("nvidia-smi --query-gpu=index --format=csv,noheader")
 
 
-def test_rollback_goes_to_the_former_pins_and_back(ready: Host, provision: FromMirror) -> None:
-    heals(provision([ready], nvidia_driver_version=OLD), ready)
+def test_rollback_goes_to_the_former_pins_and_back(
+    ready: Host, command: Command, provision: FromMirror, later: Mirror
+) -> None:
+    def links() -> list[str]:
+        return ready.root("cd /opt/appliance && readlink train serve fastdeploy2").split()
+
+    before = links()
+    words = ("--profile", "a100-80g-x8", "--mirror", later.url, "--yes")
+    heals(command([ready], *words, nvidia_driver_version=OLD), ready)
     assert OLD in ready.root("cat /proc/driver/nvidia/version")
-    back = provision([ready], "--rollback")
+    assert not set(links()) & set(before)
+    back = command([ready], *words, "--rollback", nvidia_driver_version=OLD)
     heals(back, ready)
     assert f"driver {OLD} → {NEW}" in back.output
     assert NEW in ready.root("cat /proc/driver/nvidia/version")
+    assert links() == before
+    heals(provision([ready]), ready)
 
 
 def test_mirror_down_mid_run(ready: Host, mirror: Mirror, provision: FromMirror) -> None:

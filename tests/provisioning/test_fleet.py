@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.provisioning.conftest import Command, Provisioned, Vendor
+from tests.provisioning.conftest import Command, Provisioned, Vendor, unpacked
 from tests.provisioning.hosts import Host, Lab, Settings
 from tests.provisioning.hosts.lab import GATEWAY
 from tests.provisioning.hosts.mirror import Mirror
@@ -39,9 +38,7 @@ def archive(
     lab: Lab, gpu_bundle: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mirror]:
     """The distribution's packages, as an archive that the hosts reach."""
-    folder = tmp_path_factory.mktemp("archive")
-    with tarfile.open(gpu_bundle[0]) as tar:
-        tar.extractall(folder, filter="data")
+    folder = unpacked(gpu_bundle[0], tmp_path_factory.mktemp("archive"))
     with Mirror(folder, GATEWAY) as serving:
         yield serving
 

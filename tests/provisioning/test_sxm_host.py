@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
+import pexpect
 import pytest
 
-from tests.provisioning.conftest import Command, Provisioned
+from tests.provisioning.conftest import SMALL, Command, Provisioned
 from tests.provisioning.hosts import Host, Lab, Settings
 from tests.provisioning.hosts.nvidia import NEW
 
@@ -18,6 +21,37 @@ OURS = Path("/proc/sys/vm/swappiness").read_text()
 @pytest.fixture(scope="module")
 def host(lab: Lab) -> Host:
     return lab.add("sxm", Settings(cards=8, card_id="20b2", switches=6))
+
+
+def test_an_address_is_shown_its_plan_and_left_alone_without_a_yes(
+    command: Command, host: Host, gpu_bundle: tuple[Path, str]
+) -> None:
+    known = command.folder / "known_by_address"
+    known.write_text(host.known_host)
+    ssh = f"-o UserKnownHostsFile={known} -o GlobalKnownHostsFile=/dev/null -F none"
+    settings = {
+        "ansible_ssh_private_key_file": command.key,
+        "ansible_ssh_common_args": ssh,
+        **SMALL,
+    }
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    program = ["-m", "appliance.cli", "provision", f"ops@{host.address}", *PROFILE]
+    with pexpect.spawn(
+        sys.executable,
+        [*program, "--from-bundle", str(gpu_bundle[0]), "--ask-sudo-password", *words],
+        env={**os.environ, "APPLIANCE_HOME": str(command.folder / "asked")},
+        encoding="utf-8",
+        timeout=120,
+        dimensions=(50, 160),
+    ) as terminal:
+        terminal.expect("sudo password on the hosts:")
+        terminal.sendline(host.sudo_password)
+        terminal.expect("ONE REBOOT")
+        terminal.expect("Go on")
+        terminal.sendline("n")
+        terminal.expect(pexpect.EOF)
+    assert terminal.exitstatus == 1
+    assert host.root("ls -d /opt/appliance /etc/appliance", check=False) == ""
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +131,24 @@ def test_the_cards_metrics_are_read_on_the_host_alone(first: Provisioned, host: 
     ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9400/metrics').read().decode())"
     assert host.root(f'python3 -c "{ask}"').count("DCGM_FI_DEV_GPU_TEMP") == 8
     assert "sxm:9400" in host.root("cat /etc/appliance/prometheus-scrape.yaml")
+
+
+def test_the_base_keeps_time_limits_and_upgrades_off_the_driver(
+    first: Provisioned, host: Host
+) -> None:
+    upgrades = host.root("unattended-upgrade --dry-run --debug 2>&1 | grep -i blacklist")
+    assert "nvidia-" in upgrades and "linux-image" in upgrades
+    assert host.root("sysctl -n vm.swappiness vm.max_map_count").split() == ["10", "1048576"]
+    assert "* hard memlock unlimited" in host.root("cat /etc/security/limits.d/60-appliance.conf")
+    assert host.root("systemctl is-enabled chrony") == "enabled"
+
+
+def test_logs_are_rotated(first: Provisioned, host: Host) -> None:
+    log = "/var/log/appliance/try.log"
+    host.root(f"runuser -u appliance -- sh -c 'echo line > {log}'")
+    host.root("logrotate --force /etc/logrotate.d/appliance")
+    assert host.root(f"cat {log}.1") == "line"
+    assert host.root(f"cat {log}") == ""
 
 
 def test_the_firewall_lets_ssh_in_and_drops_the_rest(first: Provisioned, host: Host) -> None:
